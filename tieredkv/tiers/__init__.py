@@ -1,0 +1,1 @@
+"""Where chunks live: slots of the warm tier inside Vineyard's arena."""

@@ -1,0 +1,1 @@
+"""Replay of traces through the production brain, with a virtual clock."""

@@ -1,0 +1,111 @@
+"""Copies and seals against sources that change under them, in one process: what moves when is the test's."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from tests.sidecar.mover_rig import NAMESPACE, RESETS, Node, key_of
+from tieredkv.sidecar.mover import messages
+from tieredkv.sidecar.mover.copying import copy
+from tieredkv.sidecar.mover.messages import Loss
+from tieredkv.sidecar.mover.places import Places
+from tieredkv.sidecar.mover.sealing import Sealing
+
+
+class Watched(Places):
+    """Places that do something whenever a body is asked for, which is between reading and writing."""
+
+    def __init__(self, node: Node, then: Callable[[int], None]) -> None:
+        record = node.record
+        pool = messages.PoolIs(
+            1, NAMESPACE, record.geometry.body_bytes, record.slots, RESETS, record.offsets.astype(np.int64).tobytes()
+        )
+        super().__init__(node.arena.mapping.view, pool)
+        self._then = then
+
+    def body(self, place: int) -> npt.NDArray[np.uint8]:
+        self._then(place)
+        return super().body(place)
+
+
+def copy_of(sources: list[int], generations: list[int], targets: list[int], given: list[int]) -> messages.Copy:
+    """A job for the chunks whose numbers are those of their sources."""
+    return messages.Copy(
+        1, 1, (0,) * len(sources), tuple(map(key_of, sources)), (b"",) * len(sources), tuple(sources),
+        tuple(sources), tuple(generations), tuple(targets), tuple(given), urgent=False,
+    )  # fmt: skip
+
+
+def test_a_slot_that_is_stored_again_while_it_is_copied_is_torn() -> None:
+    node = Node(mover=False)
+    generations = node.store([0], [0])
+    given = node.give(1)
+
+    def store_again(place: int) -> None:
+        if place == 0:
+            node.store([0], [0])
+
+    assert copy(Watched(node, store_again), copy_of([0], generations, [16], given)) == {0: Loss.TORN}
+    assert not node.pool.words.agree(np.array([16]), np.array(given, np.uint64))[0]
+    node.close()
+
+
+def test_a_target_is_nobodys_while_it_is_written() -> None:
+    node = Node(mover=False)
+    generations, old = node.store([0], [0]), node.store([5], [5])
+    given = node.give(1)
+    accepted: list[bool] = []
+
+    def look(_: int) -> None:
+        words = node.pool.words
+        accepted.append(bool(words.agree(np.array([5, 5]), np.array([*old, *given], np.uint64)).any()))
+
+    places = Watched(node, look)
+    assert not copy(places, copy_of([0], generations, [5], given))
+    assert accepted
+    assert not any(accepted)
+    assert node.holds(5, given[0], 0)
+    node.close()
+
+
+def test_a_pool_that_ends_in_the_middle_of_a_job_is_left_alone() -> None:
+    node = Node(mover=False)
+    generations = node.store([0, 1], [0, 1])
+    given = node.give(2)
+
+    def end(_: int) -> None:
+        places.ended = True
+
+    places = Watched(node, end)
+    assert copy(places, copy_of([0, 1], generations, [16, 17], given)) == {1: Loss.CANCELLED}
+    node.close()
+
+
+def test_a_slot_that_is_stored_again_while_it_is_sealed_is_left_out() -> None:
+    node = Node(mover=False)
+    generations = node.store([0, 1], [0, 1])
+
+    def store_again(place: int) -> None:
+        if place == 0:
+            node.store([0], [2])
+
+    seal = messages.Seal(1, 1, np.array([0, 1]).tobytes(), np.array(generations, np.uint64).tobytes())
+    sealing = Sealing(Watched(node, store_again), seal)
+    while not sealing.over:
+        sealing.seal_one()
+    assert np.frombuffer(sealing.answer().places, np.int64).tolist() == [1]
+    node.close()
+
+
+def test_a_sealed_slot_is_copied_with_its_seal() -> None:
+    node = Node(mover=False)
+    generations = node.store([0], [0])
+    first, second = node.give(1), node.give(1)
+    places = Watched(node, lambda _: None)
+    assert not copy(places, copy_of([0], generations, [16], first))
+    node.seal([0], generations)
+    assert not copy(places, copy_of([0], generations, [17], second))
+    assert node.header(0)["checksum"] == node.header(16)["checksum"] == node.header(17)["checksum"] != 0
+    assert node.holds(17, second[0], 0)
+    node.close()

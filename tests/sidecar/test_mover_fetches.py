@@ -13,13 +13,15 @@ from tieredkv.sidecar.keeper import SharedArena
 from tieredkv.sidecar.mover.messages import Loss
 from tieredkv.sidecar.mover.traffic import Movement
 from tieredkv.tiers.arena import Arena
+from tieredkv.tiers.remote import PIECE_BYTES
 from tieredkv.tiers.slots import HEADER_BYTES, slot_bytes
 from tieredkv.tiers.vineyard import VineyardClient
 
 from .mover_rig import RESETS, Node
 from .scripted_vineyardd import ScriptedVineyardd
 
-BODY_BYTES = 1 << 16
+# Comes in two pieces, and is padded.
+BODY_BYTES = PIECE_BYTES + 1000
 PEER = PeerId(3)
 
 
@@ -128,7 +130,7 @@ def test_what_does_not_prove_itself_is_refused(node: Node, peer: Node, peer_vine
     blob_ids[0] = max(blob_ids) + (1 << 30)  # a blob that is gone
     node.held.set_peer(node.jobs_of, PEER, "127.0.0.1", peer_vineyardd.port, blob_ids)
     peer.store([1], [208])  # another tenancy
-    peer.body(2)[BODY_BYTES - 1] ^= 0x80
+    peer.body(2)[BODY_BYTES - 1] ^= 0x80  # in its last piece
     (generations[3],) = peer.store([3], [203])  # not sealed
     (generations[4],) = peer.store([4], [204], resets=RESETS + 1)
     peer.seal([4], [generations[4]])

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from tests.sidecar.mover_rig import NAMESPACE, RESETS, Node, key_of
 from tieredkv.sidecar.mover import messages
-from tieredkv.sidecar.mover.copying import copy
+from tieredkv.sidecar.mover.copying import PIECE_BYTES, copy
 from tieredkv.sidecar.mover.messages import Loss
 from tieredkv.sidecar.mover.places import Places
 from tieredkv.sidecar.mover.sealing import Sealing
@@ -108,4 +109,23 @@ def test_a_sealed_slot_is_copied_with_its_seal() -> None:
     assert not copy(places, copy_of([0], generations, [17], second))
     assert node.header(0)["checksum"] == node.header(16)["checksum"] == node.header(17)["checksum"] != 0
     assert node.holds(17, second[0], 0)
+    node.close()
+
+
+@pytest.mark.parametrize("damaged", [None, 0, PIECE_BYTES - 1, PIECE_BYTES, 2 * PIECE_BYTES, 2 * PIECE_BYTES + 99])
+def test_every_piece_of_a_body_is_copied_and_proved(damaged: int | None) -> None:
+    node = Node(slots=2, pages=1, body_bytes=2 * PIECE_BYTES + 100, mover=False)
+    generations = node.store([0], [0])
+    page, slot = node.give(1), node.give(1)
+    places = Watched(node, lambda _: None)
+    assert not copy(places, copy_of([0], generations, [2], page))
+    node.seal([0], generations)
+    assert node.header(0)["checksum"] == node.header(2)["checksum"], "the seal that a copy gets is the right one"
+    if damaged is not None:
+        node.body(2)[damaged] ^= 1
+    job = messages.Copy(
+        1, 1, (0,), (key_of(0),), (b"",), (0,), (2,), tuple(page), (1,), tuple(slot), urgent=True
+    )  # fmt: skip
+    assert copy(places, job) == ({} if damaged is None else {0: Loss.CORRUPT})
+    assert node.holds(1, slot[0], 0) == (damaged is None)
     node.close()

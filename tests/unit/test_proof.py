@@ -36,7 +36,8 @@ def a_place(*, sealed: bool = True) -> bytearray:
     )
     place = bytearray(arena.tobytes())
     if sealed:
-        place[:HEADER_BYTES] = proof.sealed(place[:HEADER_BYTES], body_of(place))
+        header = place[:HEADER_BYTES]
+        place[:HEADER_BYTES] = proof.sealed(header, proof.checksum(header, body_of(place)))
     return place
 
 
@@ -50,7 +51,7 @@ def proved(
     view = memoryview(place)
     return proof.prove(
         view[:HEADER_BYTES],
-        body_of(place),
+        proof.checksum(view[:HEADER_BYTES], body_of(place)),
         view[-TRAILER_BYTES:],
         expected,
         namespace=namespace,
@@ -166,11 +167,22 @@ def test_all_kinds_of_buffers_give_one_checksum() -> None:
     assert len({proof.checksum(kind(header), kind(body)) for kind in kinds}) == 1
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 7, 64, BODY_BYTES - 1, BODY_BYTES])
+def test_a_body_in_pieces_gives_the_same_checksum(piece_bytes: int) -> None:
+    place = a_place()
+    header, body = place[:HEADER_BYTES], body_of(place)
+    pieces = proof.BodyChecksum(header)
+    for start in range(0, BODY_BYTES, piece_bytes):
+        pieces.add(body[start : start + piece_bytes])
+    assert pieces.size_bytes == BODY_BYTES
+    assert pieces.value == proof.checksum(header, body)
+
+
 def test_sealing_changes_neither_checksum_nor_other_bytes() -> None:
     place = a_place(sealed=False)
     header = bytes(place[:HEADER_BYTES])
     assert not proof.is_sealed(header)
-    sealed = proof.sealed(header, body_of(place))
+    sealed = proof.sealed(header, proof.checksum(header, body_of(place)))
     assert proof.is_sealed(sealed)
     assert proof.checksum(sealed, body_of(place)) == proof.checksum(header, body_of(place))
     assert (sealed[:40], sealed[52:]) == (header[:40], header[52:])

@@ -12,7 +12,7 @@ import pytest
 
 from tieredkv.clock import ManualClock
 from tieredkv.errors import VineyardError
-from tieredkv.tiers.remote import BACKOFF_MAX_S, BACKOFF_MIN_S, REQUEST_BLOBS_MAX, PeerReader, Wanted
+from tieredkv.tiers.remote import BACKOFF_MAX_S, BACKOFF_MIN_S, PIECE_BYTES, REQUEST_BLOBS_MAX, PeerReader, Wanted
 
 from .real_vineyardd import DEADLINE_S, RealVineyardd
 
@@ -105,6 +105,29 @@ def test_a_blob_is_scattered_over_its_targets(peer: RealVineyardd, reader: Reade
     rows = [Wanted(blob_id, 1000, tuple(map(memoryview, row))) for blob_id, row in zip(ids, parts, strict=True)]
     assert all(reader.read(rows, until_s=reader.clock.now_s() + DEADLINE_S))
     assert [b"".join(row) for row in parts] == contents
+    peer.drop(ids)
+
+
+@pytest.mark.parametrize("room_bytes", [100, PIECE_BYTES - 64, PIECE_BYTES, 2 * PIECE_BYTES + 1])
+def test_what_is_handed_on_is_each_target_in_order_and_whole(
+    peer: RealVineyardd, reader: Reader, room_bytes: int
+) -> None:
+    sizes = (256, room_bytes, 64)
+    contents = _contents(5, sum(sizes))
+    ids = peer.create(contents)
+    rows = [Wanted(blob_id, sum(sizes), tuple(memoryview(bytearray(size)) for size in sizes)) for blob_id in ids]
+    told: dict[tuple[int, int], bytes] = {}
+    arrived: list[int] = []
+
+    def on_piece(row: int, target: int, piece: memoryview) -> None:
+        assert row not in arrived
+        assert len(piece) <= PIECE_BYTES
+        assert (row, target) == max([(row, target), *(key for key in told if key[0] == row)])
+        told[row, target] = told.get((row, target), b"") + bytes(piece)
+
+    reader.read(rows, until_s=reader.clock.now_s() + DEADLINE_S, on_piece=on_piece, on_arrived=arrived.append)
+    assert sorted(arrived) == list(range(5))
+    assert [b"".join(told[row, target] for target in range(3)) for row in range(5)] == contents
     peer.drop(ids)
 
 

@@ -80,7 +80,8 @@ class OtherNode:
         keys = [key_of(number) for number in range(chunks)]
         pool.publish(numbers, generations, group=0, keys=keys, parents=[b""] * chunks, positions=numbers)
         for number in range(chunks):
-            header = proof.sealed(places.header(number), places.body(number).data)
+            header = places.header(number)
+            header = proof.sealed(header, proof.checksum(header, places.body(number).data))
             places.finish(number, GENERATION, header)
 
 

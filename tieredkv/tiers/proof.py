@@ -55,11 +55,27 @@ def checksum(header: Bytes, body: Bytes) -> int:
 
     Bodies of more than some 100 kB are read without the GIL.
     """
-    blank = bytearray(header)
-    assert len(blank) == HEADER_BYTES
-    blank[_GENERATION] = bytes(_WORD.size)
-    blank[_CHECKSUM_AND_FLAGS] = bytes(_SEAL.size)
-    return xxhash.xxh3_64_intdigest(body, xxhash.xxh3_64_intdigest(blank))
+    return xxhash.xxh3_64_intdigest(body, _seed(header))
+
+
+class BodyChecksum:
+    """The checksum of a chunk whose body comes piece by piece: each is read while the caches still have it."""
+
+    def __init__(self, header: Bytes) -> None:
+        """`header`: HEADER_BYTES bytes."""
+        self._state = xxhash.xxh3_64(seed=_seed(header))
+        self.size_bytes = 0
+        """How much of the body was added."""
+
+    def add(self, piece: Bytes) -> None:
+        """The next bytes of the body. Those of more than some 100 kB are read without the GIL."""
+        self._state.update(piece)
+        self.size_bytes += len(piece)
+
+    @property
+    def value(self) -> int:
+        """As `checksum` gives it, of what was added."""
+        return self._state.intdigest()
 
 
 def is_sealed(header: Bytes) -> bool:
@@ -73,10 +89,10 @@ def told_checksum(header: Bytes) -> int:
     return told
 
 
-def sealed(header: Bytes, body: Bytes) -> bytes:
-    """The header of an unsealed chunk with its checksum."""
+def sealed(header: Bytes, body_checksum: int) -> bytes:
+    """The header of an unsealed chunk with its checksum, as `checksum` or a BodyChecksum gave it."""
     blank = bytearray(header)
-    blank[_CHECKSUM_AND_FLAGS] = _SEAL.pack(checksum(header, body), FLAG_SEALED)
+    blank[_CHECKSUM_AND_FLAGS] = _SEAL.pack(body_checksum, FLAG_SEALED)
     return bytes(blank)
 
 
@@ -115,7 +131,7 @@ def describes(
 
 def prove(
     header: Bytes,
-    body: Bytes,
+    body_checksum: int,
     trailer: Bytes,
     expected: Expected,
     *,
@@ -125,12 +141,21 @@ def prove(
 ) -> Proof:
     """Whether header (HEADER_BYTES), body (`body_bytes`) and trailer (TRAILER_BYTES) are that chunk.
 
-    Of the trailer only the generation means something. `resets` is the reader's count.
+    `body_checksum` is what `checksum` or a BodyChecksum gave for this header and body. Of the trailer only the
+    generation means something. `resets` is the reader's count.
     """
     found = describes(header, trailer, expected, namespace=namespace, resets=resets, body_bytes=body_bytes)
     if found is not Proof.RIGHT:
         return found
     if not is_sealed(header):
         return Proof.UNSEALED
-    assert len(body) == body_bytes
-    return Proof.RIGHT if told_checksum(header) == checksum(header, body) else Proof.CORRUPT
+    return Proof.RIGHT if told_checksum(header) == body_checksum else Proof.CORRUPT
+
+
+def _seed(header: Bytes) -> int:
+    """What a chunk's header makes the checksum of its body begin with."""
+    blank = bytearray(header)
+    assert len(blank) == HEADER_BYTES
+    blank[_GENERATION] = bytes(_WORD.size)
+    blank[_CHECKSUM_AND_FLAGS] = bytes(_SEAL.size)
+    return xxhash.xxh3_64_intdigest(blank)

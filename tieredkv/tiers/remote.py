@@ -26,6 +26,8 @@ CONNECTIONS: Final = 2
 REQUEST_BYTES: Final = 4 * 1024 * 1024
 """A request names blobs until they have this many bytes: enough to hide the round trip."""
 REQUEST_BLOBS_MAX: Final = 256
+PIECE_BYTES: Final = 512 * 1024
+"""So much is received before it is handed on: it is still in the cache of the core that received it."""
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
 
@@ -39,6 +41,10 @@ class Wanted:
     blob_id: int
     size_bytes: int
     targets: tuple[memoryview, ...]
+
+
+OnPiece = Callable[[int, int, memoryview], None]
+"""Told of a row, the number of one of its targets, and the next stretch of that which was received."""
 
 
 class _Payload(msgspec.Struct):
@@ -75,14 +81,16 @@ class PeerReader:
         *,
         until_s: float,
         cancelled: Callable[[], bool] | None = None,
+        on_piece: OnPiece | None = None,
         on_arrived: Callable[[int], None] | None = None,
     ) -> list[bool]:
         """Which rows arrived whole; the others do not exist at the peer, or were cancelled.
 
         `until_s` is on the clock (monotonic). `cancelled` is asked before each request; what is in flight
-        is still received. `on_arrived` is called in this thread with a row that is complete, while the peer
-        sends the next ones. Raises VineyardError on anything wrong or late: targets of rows that have not
-        been reported may then hold anything, but nobody writes into them any more.
+        is still received. In this thread, while the peer sends the next ones, `on_piece` is called with the
+        stretches of a row, in order, and `on_arrived` with a row that is complete. Raises VineyardError on
+        anything wrong or late: targets of rows that have not been reported may then hold anything, but
+        nobody writes into them any more.
         """
         assert all(row.size_bytes == sum(map(len, row.targets)) > 0 for row in wanted)
         arrived = [False] * len(wanted)
@@ -101,7 +109,7 @@ class PeerReader:
                 send_next(connection)
             while in_flight:
                 connection, rows = in_flight.popleft()
-                complete = receive_blobs(connection, wanted, rows, until_s)
+                complete = receive_blobs(connection, wanted, rows, until_s, on_piece)
                 self._backoff_s = BACKOFF_MIN_S
                 send_next(connection)
                 for row in complete:
@@ -165,7 +173,11 @@ class PeerReader:
 
 
 def receive_blobs(
-    connection: VineyardConnection, wanted: Sequence[Wanted], rows: Sequence[int], until_s: float
+    connection: VineyardConnection,
+    wanted: Sequence[Wanted],
+    rows: Sequence[int],
+    until_s: float,
+    on_piece: OnPiece | None = None,
 ) -> list[int]:
     """Receive the reply to a request for those rows (of distinct blobs) into their targets; the rows that exist.
 
@@ -178,7 +190,11 @@ def receive_blobs(
     except VineyardError as error:
         raise connection.failed(str(error)) from None
     complete = [row_of[blob_id] for blob_id in ids]
-    connection.receive([target for row in complete for target in wanted[row].targets], until_s)
+    for stretches in _portions(wanted, complete):
+        connection.receive([stretch for _, _, stretch in stretches], until_s)
+        if on_piece is not None:
+            for row, target, stretch in stretches:
+                on_piece(row, target, stretch)
     return complete
 
 
@@ -200,6 +216,23 @@ def announced(body: bytes | bytearray, sizes_bytes: Mapping[int, int]) -> list[i
         if payload.data_size != size_bytes:
             raise VineyardError(f"{_REPLY} names a blob of {payload.data_size} bytes instead of {size_bytes}")
     return ids
+
+
+def _portions(wanted: Sequence[Wanted], rows: Sequence[int]) -> Iterator[list[tuple[int, int, memoryview]]]:
+    """Stretches of the targets of `rows` (row, number of the target, stretch), in portions of about PIECE_BYTES."""
+    portion: list[tuple[int, int, memoryview]] = []
+    size_bytes = 0
+    for row in rows:
+        for number, target in enumerate(wanted[row].targets):
+            for start in range(0, len(target), PIECE_BYTES):
+                stretch = target[start : start + PIECE_BYTES]
+                portion.append((row, number, stretch))
+                size_bytes += len(stretch)
+                if size_bytes >= PIECE_BYTES:
+                    yield portion
+                    portion, size_bytes = [], 0
+    if portion:
+        yield portion
 
 
 def _requests(wanted: Sequence[Wanted]) -> Iterator[list[int]]:

@@ -21,6 +21,9 @@ REPLY_BYTES_MAX: Final = 1024 * 1024
 """Of a reply that names no blobs."""
 REPLY_BYTES_PER_BLOB_MAX: Final = 1024
 
+ARM_SLACK_S: Final = 0.005
+"""So much later than its deadline a call may end: not every one has to tell the kernel anew how long it may wait."""
+
 _TIMEVAL: Final = struct.Struct("@ll")
 _VECTOR_MAX: Final = 512
 """Buffers in one system call; Linux takes 1024."""
@@ -71,6 +74,8 @@ class VineyardConnection:
         self._tcp = connected.family != socket.AF_UNIX
         self._peer = peer
         self._clock = clock if clock is not None else SystemClock()
+        # By option: the deadline that the kernel keeps, and when it was told.
+        self._armed: dict[int, tuple[float, float]] = {}
 
     def register(self, until_s: float) -> None:
         """Introduce us; another version of vineyardd than ours is refused."""
@@ -141,10 +146,15 @@ class VineyardConnection:
                 raise self.failed(_reason(error)) from None
 
     def arm(self, option: int, until_s: float) -> None:
-        """Let the next call on the socket wait for no longer than until the deadline."""
-        left_us = int((until_s - self._clock.now_s()) * 1e6)
+        """Let the next call on the socket wait for no longer than until the deadline, and ARM_SLACK_S."""
+        now_s = self._clock.now_s()
+        left_us = int((until_s - now_s) * 1e6)
         if left_us <= 0:
             raise self.failed("no answer before the deadline")
+        told = self._armed.get(option)
+        if told is not None and told[0] == until_s and now_s - told[1] < ARM_SLACK_S:
+            return
+        self._armed[option] = (until_s, now_s)
         try:
             self.socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(*divmod(left_us, 1_000_000)))
         except OSError as error:

@@ -1,11 +1,16 @@
 """Copies between places of this node: from slots to pages (demotion) and back (promotion)."""
 
+from typing import Final
+
 import numpy as np
 
 from tieredkv.sidecar.mover.messages import Copy, Loss, Rows
 from tieredkv.sidecar.mover.places import Places
 from tieredkv.tiers import proof
-from tieredkv.tiers.proof import Expected, Proof
+from tieredkv.tiers.proof import BodyChecksum, Expected, Proof
+
+PIECE_BYTES: Final = 256 * 1024
+"""Copied, then read for the checksum: from a cache of one core, which has room for both ends."""
 
 
 def copy(places: Places, job: Copy) -> dict[int, Loss]:
@@ -35,16 +40,27 @@ def _copy_row(places: Places, job: Copy, row: int) -> Proof:
     was_sealed = proof.is_sealed(header)
     if not was_sealed and source >= places.slots:
         return Proof.UNSEALED  # a page never is: its flag was damaged
-    np.copyto(places.body(target), places.body(source))
+    checksum = _copy_body(places, source, target, header)
     if was_sealed:
-        found = places.prove(header, target, trailer, expected)
+        found = places.prove(header, checksum, trailer, expected)
     else:
-        header = proof.sealed(header, places.body(target).data)
+        header = proof.sealed(header, checksum)
     if not places.agrees(source, expected.generation):
         return Proof.TORN
     if found is Proof.RIGHT:
         places.finish(target, job.target_generations[row], header)
     return found
+
+
+def _copy_body(places: Places, source: int, target: int, header: bytes) -> int:
+    """Copy the body; the checksum of what arrived, with `header`."""
+    theirs, ours = places.body(source), places.body(target)
+    checksum = BodyChecksum(header)
+    for start in range(0, places.body_bytes, PIECE_BYTES):
+        piece = ours[start : start + PIECE_BYTES]
+        np.copyto(piece, theirs[start : start + PIECE_BYTES])
+        checksum.add(piece.data)
+    return checksum.value
 
 
 def expected_of(job: Rows, row: int) -> Expected:

@@ -83,11 +83,11 @@ class Places:
             header, trailer, expected, namespace=self._namespace, resets=self.resets, body_bytes=self.body_bytes
         )
 
-    def prove(self, header: bytes, place: int, trailer: bytes, expected: Expected) -> Proof:
-        """As tieredkv.tiers.proof.prove, of the body that was written into `place`."""
+    def prove(self, header: bytes, body_checksum: int, trailer: bytes, expected: Expected) -> Proof:
+        """As tieredkv.tiers.proof.prove, for this pool; the whole body went into `body_checksum`."""
         return proof.prove(
             header,
-            self.body(place).data,
+            body_checksum,
             trailer,
             expected,
             namespace=self._namespace,

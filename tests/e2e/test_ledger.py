@@ -40,7 +40,8 @@ def test_numbers_reconcile(llama: Path, sidecar: Sidecar) -> None:
             prefix = status["counters"]["tieredkv_prefix_tokens_total"]
             (pool,) = status["pools"]
             # The engine's own gauges are of the answer to its last report: they follow a step later.
-            return prefix.get("asked", 0) >= tokens["asked"] and _gauges(REGISTRY)["ready"] == pool["slots"]["ready"]
+            followed = _gauges(REGISTRY).get("ready") == pool["slots"]["ready"]
+            return prefix.get("asked", 0) >= tokens["asked"] and followed
 
         wait_until(reported, 20.0)
     status = sidecar.status()

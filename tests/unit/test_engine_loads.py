@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.unit.scripted_sidecar import EPOCH
-from tests.unit.test_engine_manager import DEADLINE_S, STEP, Bench, FakeRequest, attached, request
+from tests.unit.test_engine_manager import DEADLINE_S, STEP, Bench, FakeRequest, attached, reconnect, request
 from tests.unit.test_engine_manager import bench as bench  # noqa: PLC0414 (a fixture)
+from tieredkv.metrics import FAILURES
 from tieredkv.protocol import Arrive, Found, Loaded, Release
 from tieredkv.vllm_client.compat import LookupResult, ScheduleEndContext
 from tieredkv.vllm_client.manager import REFRESH_AFTER_S
@@ -164,3 +165,58 @@ def test_the_sidecar_is_asked_at_arrival(bench: Bench) -> None:
     bench.manager.refresh(asked)
     answer(bench, [5, 6], coming=0)
     assert bench.look_up(asked) == [HIT] * 2
+
+
+def asked_anew(bench: Bench) -> tuple[FakeRequest, Arrive]:
+    """One chunk is offered; the answer to a second question says that more is coming."""
+    asked = request("a", 3)
+    bench.arrive(asked, [5])
+    bench.clock.advance(REFRESH_AFTER_S * 2)
+    bench.manager.refresh(asked)
+    return asked, answer(bench, [5], coming=2)
+
+
+def test_a_request_may_be_aborted_while_its_load_runs_and_more_is_coming(bench: Bench) -> None:
+    asked, message = asked_anew(bench)
+    bench.manager.prepare_load(asked.keys[:1], asked.context)
+    bench.manager.on_request_finished(asked.context)
+    load(bench, message, {1: 6, 2: 7}, over=True)
+    assert not bench.manager.broken
+    bench.manager.complete_load(set(asked.keys[:1]), asked.context)
+    assert [each.request for each in bench.heard(Release)] == ["a"]
+
+
+def test_an_answer_during_a_load_is_not_waited_on(bench: Bench) -> None:
+    asked, _ = asked_anew(bench)
+    bench.clock.advance(REFRESH_AFTER_S * 2)
+    bench.manager.refresh(asked)
+    bench.manager.prepare_load(asked.keys[:1], asked.context)
+    third = answer(bench, [5], coming=2)
+    load(bench, third, {1: 6, 2: 7}, over=True)
+    assert not bench.manager.broken
+    bench.manager.complete_load(set(asked.keys[:1]), asked.context)
+    assert [each.request for each in bench.heard(Release)] == ["a"]
+
+
+def test_what_was_coming_before_a_preemption_is_not_taken_for_the_longer_chain(bench: Bench) -> None:
+    asked, message = asked_anew(bench)
+    load(bench, message, {1: 6, 2: 7}, over=False)
+    longer = request("a", 4)
+    asked.block_hashes.append(longer.block_hashes[3])
+    bench.manager.on_schedule_end(ScheduleEndContext((), ("a",)))
+    bench.clock.advance(DEADLINE_S * 2)
+    bench.manager.poll()
+    assert bench.look_up(longer) == [MISS] * 4, "rows of the new question hold no slots of the old one"
+    assert bench.ledger.take_report()[FAILURES] == {"lookup_late": 1}
+
+
+def test_what_was_coming_before_the_sidecar_died_is_not_taken_from_the_next(bench: Bench) -> None:
+    asked, _ = asked_anew(bench)
+    bench.manager.prepare_load(asked.keys[:1], asked.context)
+    reconnect(bench)
+    bench.sidecar.welcome()
+    bench.manager.complete_load(set(asked.keys[:1]), asked.context)
+    bench.manager.on_schedule_end(ScheduleEndContext((), ("a",)))
+    bench.clock.advance(DEADLINE_S * 2)
+    bench.manager.poll()
+    assert bench.look_up(asked) == [MISS] * 3

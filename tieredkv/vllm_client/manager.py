@@ -170,6 +170,8 @@ class TieredKVManager(OffloadingManager):
         self._ask(state)
 
     def _ask(self, state: RequestState) -> None:
+        # What a former answer announced comes under that question's number, and for that question's rows.
+        self._stop_waiting(state)
         if state.denied or not state.chain:
             state.give_up(state.reason)
             return
@@ -281,7 +283,7 @@ class TieredKVManager(OffloadingManager):
         self._ledger.failure("connection_lost")
         self._ledgers_due = self._reset_proven_at = 0
         for state in self._states.values():
-            state.pinned = state.awaiting = False
+            state.pinned = state.awaiting = state.loading = False
             if not state.loads:
                 state.give_up(MissReason.DETACHED)
 
@@ -292,7 +294,7 @@ class TieredKVManager(OffloadingManager):
             return  # ended meanwhile; its release is on the way
         if found.seq != state.seq:
             return  # of another life of that name, or before a reset
-        self._pending.pop(found.request, None)
+        self._stop_waiting(state)
         state.awaiting = False
         if found.coming and (state.loads or state.denied):
             # What comes is pinned for it as well.
@@ -316,7 +318,7 @@ class TieredKVManager(OffloadingManager):
             return  # not waited for any more; it goes with the request's release
         state.take_loaded(loaded)
         if loaded.over:
-            del self._pending[loaded.request]
+            self._stop_waiting(state)
 
     def _leased(self, leased: Leased) -> None:
         self._suspect = False
@@ -380,7 +382,7 @@ class TieredKVManager(OffloadingManager):
             return
         state.denied = True
         state.ledger = None
-        self._pending.pop(request_id, None)
+        self._stop_waiting(state)
         state.give_up(MissReason.FAILED)
         self._ledger.failure("load_failed")
 
@@ -388,9 +390,13 @@ class TieredKVManager(OffloadingManager):
         if state.pinned or state.awaiting or force:
             state.pinned = False
             if state.loading:
-                state.loading = False
-                self._pending.pop(state.request.request_id, None)
+                self._stop_waiting(state)
             self._client.send(Release(state.request.request_id))
+
+    def _stop_waiting(self, state: RequestState) -> None:
+        """Take in nothing more for the request: what still comes goes with its release."""
+        state.loading = False
+        self._pending.pop(state.request.request_id, None)
 
     # --- store -------------------------------------------------------------------------------------
 
@@ -485,7 +491,7 @@ class TieredKVManager(OffloadingManager):
         state = self._states.get(req_context.req_id)
         if state is None:
             return
-        self._pending.pop(req_context.req_id, None)
+        self._stop_waiting(state)
         if state.loads:
             state.finished = True
             return

@@ -220,3 +220,17 @@ def test_what_was_coming_before_the_sidecar_died_is_not_taken_from_the_next(benc
     bench.clock.advance(DEADLINE_S * 2)
     bench.manager.poll()
     assert bench.look_up(asked) == [MISS] * 3
+
+
+def test_what_is_offered_after_a_slow_load_stays_pinned(bench: Bench) -> None:
+    asked, message = waiting(bench)
+    load(bench, message, {1: 6}, over=False)
+    bench.manager.refresh(asked)
+    bench.clock.advance(WAIT_S + 2 * DEADLINE_S)
+    bench.manager.poll()
+    assert bench.look_up(asked) == [HIT, HIT, MISS, MISS, MISS]
+    bench.clock.advance(REFRESH_AFTER_S * 2)
+    bench.manager.refresh(asked)
+    answer(bench, [5, 6, 7], coming=0)
+    assert not bench.heard(Release)
+    assert bench.look_up(asked) == [HIT, HIT, HIT, MISS, MISS], "what the others stored meanwhile too"

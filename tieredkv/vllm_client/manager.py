@@ -301,8 +301,9 @@ class TieredKVManager(OffloadingManager):
             state.pinned = True
         if state.loads or state.denied:
             return
-        if state.settled and state.reason is MissReason.LATE:
-            # Too late for this request, which is being computed: its pins are of no use.
+        if state.settled and not state.hits and state.reason is MissReason.LATE:
+            # Too late for this request, which is being computed: its pins are of no use. Who was offered what a slow
+            # load brought in time may still load that.
             self._unpin(state, force=True)
             return
         state.take_answer(found)

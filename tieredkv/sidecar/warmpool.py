@@ -33,6 +33,7 @@ from tieredkv.tiers.pool import Pool, Scan
 from tieredkv.types import EngineId, Generation, Key, RequestId, SlotId
 
 Slots = npt.NDArray[np.int32]
+Ints = npt.NDArray[np.int64]
 
 EVICTED_KEYS_MAX: Final = 65_536
 """Keys in one message, so that no frame comes near the bound."""
@@ -146,13 +147,17 @@ class WarmPool:
         """Fingerprint of all that makes its bytes interchangeable."""
         return self.made.record.namespace
 
-    def adopt(self, populated: int) -> tuple[int, int]:
-        """Take over what a former sidecar left in the first `populated` places; its unsettled slots are
+    def adopt(self, extents: Ints) -> tuple[int, int]:
+        """Take over what a former sidecar left in memory, which is populated in `extents`; its unsettled slots are
         quarantined. Numbers of chunks and of quarantined slots. Only before anything else. Raises VineyardError.
+
+        Wherever something was written there may be a writer, or a generation that must not come again: without
+        a prefault, and among pages, that is anywhere.
         """
-        slots = min(populated, self.made.record.slots)
-        scan = self.slots.scan(0, slots, resets=self.resets)
-        pages = self.slots.scan(self.made.record.slots, max(populated, self.made.record.slots), resets=self.resets)
+        slots = min(self.slots.populated(extents), self.made.record.slots)
+        touched = self.slots.touched(extents)
+        scan = self.slots.scan(touched[touched < self.made.record.slots], resets=self.resets)
+        pages = self.slots.scan(touched[touched >= self.made.record.slots], resets=self.resets)
         self.manager = self._new_manager(scan.next_generation, pages.next_generation)
         self.manager.adopt(_adopted(scan, 0))
         if self.mover is not None:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from tieredkv.errors import VineyardError
 
+Ints = npt.NDArray[np.int64]
+
 MADV_POPULATE_WRITE: Final = 23
 PAGE_BYTES: Final = mmap.PAGESIZE
 
@@ -72,9 +74,17 @@ class Arena:
         self._view = None
 
 
-def populated_end(fd: int, start: int, end: int) -> int:
-    """How far the memfd's pages are allocated without a gap, from `start`, at most `end`."""
-    try:
-        return min(os.lseek(fd, start, os.SEEK_HOLE), end)
-    except OSError:
-        return start
+def populated(fd: int, start: int, end: int) -> Ints:
+    """Where the memfd's pages are allocated from `start` to `end`: begin and end of each extent, rising (n x 2)."""
+    extents: list[tuple[int, int]] = []
+    at = start
+    while at < end:
+        try:
+            first = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            break  # nothing but a hole follows
+        if first >= end:
+            break
+        at = os.lseek(fd, first, os.SEEK_HOLE)
+        extents.append((first, min(at, end)))
+    return np.array(extents, np.int64).reshape(-1, 2)

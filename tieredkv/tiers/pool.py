@@ -163,19 +163,28 @@ class Pool:
         self.words.set_trailers(everything, nothing)
         self.words.set_headers(everything, nothing)
 
-    def populated_places(self, populated_end: int) -> int:
-        """How many places, counted from the first, lie wholly before the byte `populated_end`."""
-        ends = self.record.offsets + self.record.slot_bytes
-        return int(np.argmax(ends > populated_end)) if bool((ends > populated_end).any()) else len(ends)
+    def populated(self, extents: Ints) -> int:
+        """How many places, counted from the first, have all their memory: it is in `extents` (see arena.populated)."""
+        firsts, ends = self.record.offsets, self.record.offsets + self.record.slot_bytes
+        at = np.searchsorted(extents[:, 0], firsts, side="right") - 1
+        whole = (at >= 0) & (ends <= extents[np.maximum(at, 0), 1]) if len(extents) else np.zeros(len(ends), np.bool_)
+        return len(whole) if bool(whole.all()) else int(np.argmin(whole))
 
-    def scan(self, first: int, end: int, *, resets: int) -> Scan:
-        """Read the headers of places `first` to `end` - 1, all populated.
+    def touched(self, extents: Ints) -> Ints:
+        """The places that anybody ever wrote into, and perhaps others: some of their memory is in `extents`."""
+        ends = self.record.offsets + self.record.slot_bytes
+        following = np.searchsorted(extents[:, 1], self.record.offsets, side="right")
+        starts = np.append(extents[:, 0], np.iinfo(np.int64).max)
+        return np.flatnonzero(starts[following] < ends)
+
+    def scan(self, places: Ints, *, resets: int) -> Scan:
+        """Read the headers of `places`, in rising order; what was never touched is, by that.
 
         Raises VineyardError when this cannot be a pool of ours.
         """
-        rows = self._arena_words[self._first_word[first:end, None] + np.arange(_HEADER_WORDS)]
-        trailers = self._arena_words[self._trailer_word[first:end]]
-        headers = rows.view(HEADER_DTYPE).reshape(end - first)
+        rows = self._arena_words[self._first_word[places, None] + np.arange(_HEADER_WORDS)]
+        trailers = self._arena_words[self._trailer_word[places]]
+        headers = rows.view(HEADER_DTYPE).reshape(len(places))
         generations = headers["generation"]
         plausible = (
             (headers["magic"] == MAGIC)
@@ -194,29 +203,32 @@ class Pool:
         unsettled = np.flatnonzero((generations != trailers) & (trailers > 0))
         whole = np.flatnonzero((generations == trailers) & (generations > 0) & plausible)
         return Scan(
-            ready=_chunks(whole, first, headers, rows),
-            unsettled=first + unsettled,
+            ready=_chunks(whole, places, headers, rows),
+            unsettled=places[unsettled],
             unsettled_generations=trailers[unsettled],
             next_generation=last + 1,
         )
 
 
 def _chunks(
-    whole: Ints, first: int, headers: npt.NDArray[np.void], rows: npt.NDArray[np.uint64]
+    whole: Ints, places: Ints, headers: npt.NDArray[np.void], rows: npt.NDArray[np.uint64]
 ) -> tuple[StoredChunk, ...]:
-    """The chunks of the rows `whole`, which are places from `first` on.
+    """The chunks of the rows `whole`, which are those of `places`.
 
     Of two with the same name the one that was written later.
     """
     found: dict[tuple[int, bytes], StoredChunk] = {}
     columns = (headers[name][whole].tolist() for name in _NUMBERS)
-    for row, generation, group, position, key_bytes, parent_bytes in zip(whole.tolist(), *columns, strict=True):
+    at: list[int] = places[whole].tolist()
+    for row, place, generation, group, position, key_bytes, parent_bytes in zip(
+        whole.tolist(), at, *columns, strict=True
+    ):
         header = rows[row].tobytes()
         key = Key(header[_KEY_OFFSET : _KEY_OFFSET + key_bytes])
         parent = Key(header[_PARENT_OFFSET : _PARENT_OFFSET + parent_bytes])
         other = found.get((group, key))
         if other is None or other.generation < generation:
-            found[group, key] = StoredChunk(first + row, generation, group, key, parent, position)
+            found[group, key] = StoredChunk(place, generation, group, key, parent, position)
     return tuple(sorted(found.values(), key=lambda chunk: chunk.generation))
 
 

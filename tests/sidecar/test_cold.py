@@ -20,7 +20,7 @@ PAGES = 1024
 def tiered(start: Start, **more: object) -> SidecarProcess:
     """256 slots, 1024 pages."""
     cold = {"size": PAGES * (CHUNK_BYTES + PAGE_METADATA_BYTES), "low_free": 0.2, "high_free": 0.4}
-    return start(warm=str(SLOTS * CHUNK_BYTES), cold=cold, policy={"name": "lru"}, **more)
+    return start(**({"warm": str(SLOTS * CHUNK_BYTES)} | more), cold=cold, policy={"name": "lru"})
 
 
 def attached(sidecar: SidecarProcess) -> Engine:
@@ -83,6 +83,36 @@ def test_a_reset_forgets_cold_pages_too_also_after_a_crash(start: Start) -> None
     assert [again.load(keys, f"r{number}") for number, keys in enumerate(stored)] == [0] * 16
     fresh = fill(sidecar, again, 16)
     assert [again.load(keys, f"s{number}") for number, keys in enumerate(fresh)] == [32] * 16
+
+
+def test_a_reset_that_cannot_be_written_down_is_not_undone_by_a_crash(start: Start) -> None:
+    sidecar = tiered(start)
+    engine = attached(sidecar)
+    stored = fill(sidecar, engine, 16)
+    # As a full disk: pool.json cannot be replaced.
+    blocked = sidecar.directory / "pool.new"
+    blocked.mkdir()
+    engine.reset()
+    engine.close()
+    sidecar.kill()
+    blocked.rmdir()
+    sidecar.start()
+    again = attached(sidecar)
+    assert [again.load(keys, f"r{number}") for number, keys in enumerate(stored)] == [0] * 16
+
+
+def test_cold_pages_behind_a_hole_are_adopted(start: Start) -> None:
+    sidecar = tiered(start, warm_more={"size": str(SLOTS * CHUNK_BYTES), "prefault": False})
+    engine = attached(sidecar)
+    stored = fill(sidecar, engine, 16)
+    held = sidecar.status()["pages"]["held"]
+    engine.close()
+    sidecar.kill()
+    sidecar.start()
+    assert sidecar.status()["pages"]["held"] == held > 0
+    again = attached(sidecar)
+    loaded = [again.load(keys, f"r{number}") for number, keys in enumerate(stored)]
+    assert sum(loaded) >= held
 
 
 def test_a_dead_mover_costs_its_loads_and_comes_back(start: Start) -> None:

@@ -1,9 +1,15 @@
 """Which engines share a pool, who gets one, and what the others are told."""
 
+import os
+import signal
+
 import pytest
 
+from tieredkv.protocol import Welcome
+from tieredkv.sidecar.warmtier import PAGE_METADATA_BYTES
+
 from .conftest import Start
-from .engine import BODY_BYTES, Engine, Refusal, Worker, chain
+from .engine import BODY_BYTES, Engine, Link, Refusal, Worker, chain, hello
 from .process import SidecarProcess, wait_until
 
 OTHER = b"another-16-bytes"
@@ -83,3 +89,37 @@ def test_a_pool_is_kept_while_a_process_could_write_into_it(sidecar: SidecarProc
 def test_a_chunk_that_cannot_fit_is_refused_with_the_size(shared: SidecarProcess) -> None:
     with pytest.raises(Refusal, match=r"(warm\.size|warm\.namespaces_max)"):
         Worker(shared.socket, "huge", namespace=THIRD, body_bytes=1 << 40)
+
+
+def test_memory_that_the_mover_still_writes_is_not_given_to_another_namespace(start: Start) -> None:
+    pages = 256
+    cold = {"size": 2 * pages * (BODY_BYTES + 384 + PAGE_METADATA_BYTES), "low_free": 0.2, "high_free": 0.4}
+    warm = {"size": str(2 * 128 * (BODY_BYTES + 384)), "namespaces_max": 2}
+    sidecar = start(warm_more=warm, cold=cold, policy={"name": "lru"})
+    first = Engine(sidecar.socket)
+    wait_until(lambda: sidecar.status()["mover"]["ready"], "a mover")
+    for seed in range(8):
+        first.store(chain(seed, 32))
+        wait_until(lambda: not sidecar.status()["slots"]["demoting"], "demoted")
+    mover = sidecar.status()["mover"]["pid"]
+    os.kill(mover, signal.SIGSTOP)
+    try:
+        assert first.find(chain(0, 32)).coming
+        wait_until(lambda: sidecar.status()["slots"]["loading"], "a load that hangs")
+        first.close()
+        wait_until(lambda: not sidecar.status()["engines"], "the engine is gone")
+        second = Engine(sidecar.socket, namespace=OTHER)
+        third = Link(sidecar.socket)
+        third.send(hello("worker", "third", namespace=THIRD))
+        wait_until(lambda: _names(sidecar) == {OTHER.hex()}, "the first pool made room")
+        for _ in range(20):
+            assert THIRD.hex() not in _names(sidecar), "its memory was given away"
+    finally:
+        os.kill(mover, signal.SIGCONT)
+    third.expect(Welcome)
+    assert _names(sidecar) == {OTHER.hex(), THIRD.hex()}
+    second.close()
+
+
+def _names(sidecar: SidecarProcess) -> set[str]:
+    return {pool["namespace"] for pool in sidecar.status()["pools"]}

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from tieredkv.protocol import Enabled, Reset, Welcome
+from tieredkv.sidecar.keeper import PING_DEADLINE_S
+from tieredkv.sidecar.warmtier import PING_EVERY_S
 
 from .conftest import Start
 from .engine import Engine, Link, Refusal, Worker, chain, hello
@@ -61,7 +63,11 @@ def test_evicted_and_reset_chunks_are_not_adopted(start: Start) -> None:
     assert again.load(later) == 10
 
 
-def test_slots_that_a_living_engine_still_writes_are_quarantined_until_it_comes_back(sidecar: SidecarProcess) -> None:
+@pytest.mark.parametrize("prefault", [True, False])
+def test_slots_that_a_living_engine_still_writes_are_quarantined_until_it_comes_back(
+    start: Start, prefault: bool
+) -> None:
+    sidecar = start(warm_more={"size": "32MiB", "prefault": prefault})
     engine = Engine(sidecar.socket)
     engine.store(chain(1, 3))
     slots, _ = engine.lease(6)
@@ -103,7 +109,7 @@ def test_quarantine_ends_when_the_writers_are_dead(sidecar: SidecarProcess) -> N
     assert sidecar.status()["quarantine_writers"] == 0
 
 
-def test_a_dead_vineyardd_is_replaced_within_a_second_and_engines_come_back(sidecar: SidecarProcess) -> None:
+def test_a_dead_vineyardd_is_replaced_at_once_and_engines_come_back(sidecar: SidecarProcess) -> None:
     engine = Engine(sidecar.socket)
     keys = chain(1, 10)
     engine.store(keys)
@@ -118,7 +124,8 @@ def test_a_dead_vineyardd_is_replaced_within_a_second_and_engines_come_back(side
         "another vineyardd",
     )
     took_s = time.monotonic() - killed_s
-    assert took_s < 1.0, f"took {took_s:.2f} s"
+    # Less than a second on a machine of its own; on a busy one still without waiting for the next ping.
+    assert took_s < PING_EVERY_S, f"took {took_s:.2f} s"
     assert after["vineyardd"]["pid"] != before["vineyardd"]["pid"]
     assert after["epoch"] != before["epoch"]
     assert bytes(engine.worker.body(0)) == body, "the orphaned mapping must stay as it was"
@@ -154,7 +161,8 @@ def test_engines_are_served_while_vineyardd_hangs(sidecar: SidecarProcess) -> No
         assert engine.load(keys) == 10
         assert engine.store(chain(2, 10)) == 10
         assert Engine(sidecar.socket, "newcomer").load(keys) == 10
-        assert time.monotonic() - started_s < 1.0
+        # Milliseconds, or hundreds of them on a busy machine; who waits for vineyardd waits until its deadline.
+        assert time.monotonic() - started_s < PING_DEADLINE_S
         wait_until(lambda: not sidecar.status()["vineyardd"]["answers"], "noticed")
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -170,6 +178,26 @@ def test_a_hanging_vineyardd_is_replaced_by_a_new_sidecar(sidecar: SidecarProces
     assert sidecar.status()["vineyardd"]["pid"] != pid
     wait_until(lambda: not alive(pid), "the old one's end")
     assert Engine(sidecar.socket).store(chain(1, 3)) == 3
+
+
+def test_a_record_that_can_neither_be_replaced_nor_removed_costs_the_chunks(sidecar: SidecarProcess) -> None:
+    engine = Engine(sidecar.socket)
+    keys = chain(1, 10)
+    engine.store(keys)
+    before = sidecar.status()["vineyardd"]["pid"]
+    # As a directory that became read-only: the next sidecar would believe what was true before the reset.
+    record = sidecar.directory / "pool.json"
+    record.unlink()
+    record.mkdir()
+    engine.scheduler.send(Reset())
+    wait_until(lambda: sidecar.status()["vineyardd"]["pid"] not in {None, before}, "another vineyardd")
+    engine.close()
+    again = Engine(sidecar.socket)
+    assert again.load(keys) == 0
+    assert again.store(keys) == 10
+    assert again.load(keys) == 10
+    assert sidecar.status()["vineyardd"]["restarts"] == 1
+    record.rmdir()
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100, b'{"format":1}', b'{"format":99,"vineyardd":{}}'])
@@ -211,11 +239,12 @@ def test_kills_at_random_moments_under_load_never_show_a_wrong_byte(start: Start
         else:
             with suppress(ProcessLookupError):
                 os.kill(wait_until(lambda: sidecar.status()["vineyardd"]["pid"], "vineyardd"), signal.SIGKILL)
+    # Between kills a slow machine leaves time for a few requests only.
+    wait_until(lambda: all(load.hits or load.error for load in loads), f"hits of all (seed {seed})")
     stop.set()
     for load in loads:
         load.join(20)
     assert not any(load.error for load in loads), f"seed {seed}: {[load.error for load in loads]}"
-    assert all(load.hits > 0 for load in loads)
     wait_until(lambda: sidecar.status()["slots"]["leased"] == 0, "leases freed")
     wait_until(lambda: sidecar.status()["slots"]["quarantined"] == 0, "the end of the quarantine")
 

@@ -68,7 +68,8 @@ class Reception:
         self._waiting.pop(connection.number, None)
 
     def tick(self, connections: Iterable[Connection], now_s: float) -> None:
-        """Send away who has not greeted, or has waited, for too long."""
+        """Let in whose pool is there by now; send away who has not greeted, or has waited, for too long."""
+        self.retry()
         for connection in connections:
             if connection.welcomed:
                 continue

@@ -383,6 +383,8 @@ class Server:
 
     def _tick(self, now_s: float) -> None:
         self._tier.tick(now_s)
+        if self._tier.distrusted:
+            self._lose_vineyardd("pool.json would mislead the next sidecar")
         if self._neighbours is not None:
             self._neighbours.tick(now_s)
         self._recordings.tick(now_s, self._doom)

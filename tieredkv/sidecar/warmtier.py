@@ -20,13 +20,14 @@ from tieredkv.sidecar.directory import RuntimeDirectory
 from tieredkv.sidecar.inbox import Inbox
 from tieredkv.sidecar.keeper import Keeper, Pinged, PoolFailed, PoolMade, PoolWish, SharedArena, Started, StartFailed
 from tieredkv.sidecar.mover.client import MoverProcess
+from tieredkv.sidecar.mover.pool import PoolMover
 from tieredkv.sidecar.mover.traffic import moved
 from tieredkv.sidecar.prefault import Populated, Prefault
-from tieredkv.sidecar.record import EpochPool, SidecarRecord, write_record
+from tieredkv.sidecar.record import EpochPool, ProcessName, SidecarRecord, write_record
 from tieredkv.sidecar.recordings import Recordings
 from tieredkv.sidecar.supervisor import Vineyardd
 from tieredkv.sidecar.warmpool import WarmPool
-from tieredkv.tiers.arena import populated_end
+from tieredkv.tiers.arena import populated
 from tieredkv.tiers.slots import slot_bytes
 from tieredkv.tiers.vineyard import BLOB_OVERHEAD_BYTES
 from tieredkv.types import Geometry
@@ -50,6 +51,14 @@ class Refusal:
     """No pool for this engine, and why."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """A pool that made room: its blobs are free when its mover has nothing of it in flight any more."""
+
+    mover: PoolMover | None
+    blob_ids: tuple[int, ...]
 
 
 class WarmTier:
@@ -95,6 +104,11 @@ class WarmTier:
         self.mover: MoverProcess | None = None
         self._making: set[bytes] = set()
         self._refused: dict[bytes, str] = {}
+        self._leaving: Leaving | None = None
+        # Whose pools pool.json describes, as far as is known.
+        self._recorded: ProcessName | None = None
+        self.distrusted = False
+        """pool.json tells a next sidecar what is not so any more, and cannot be helped: only another vineyardd can."""
         self._prefaults: dict[int, Prefault] = {}
         self._retry_s = RETRY_FIRST_S
         self._retry_at_s: float | None = None
@@ -128,7 +142,7 @@ class WarmTier:
 
     def invite(self, namespace: bytes, description: Mapping[str, str], geometry: Geometry) -> None:
         """Another node has such a pool: have one too, if there are cold pages for it and no pool has to go."""
-        room = len(self.pools) + len(self._making) < self._config.warm.namespaces_max
+        room = len(self.pools) + len(self._making) + (self._leaving is not None) < self._config.warm.namespaces_max
         tried = namespace in self._making or namespace in self._refused
         if self.ready and room and self._config.cold.size_bytes and not tried:
             slots, pages = self._places(geometry)
@@ -152,6 +166,7 @@ class WarmTier:
         self.epoch = secrets.randbits(62) + 1
         self._retry_s = RETRY_FIRST_S
         self._arena = event.arena
+        self._recorded = event.vineyardd.name if event.pools else None
         logger.info("vineyardd runs (pid %d)", event.vineyardd.name.pid)
         if not all(self._adopt(made) for made in event.pools):
             self.lost()
@@ -242,8 +257,7 @@ class WarmTier:
         if not slots:
             share = self._config.warm.size_bytes // limit
             return Refusal(f"warm.size: one chunk of {geometry.body_bytes} bytes needs more than the pool's {share}")
-        drop_ids: tuple[int, ...] = ()
-        if len(self.pools) + len(self._making) >= limit:
+        if self._leaving is None and len(self.pools) + len(self._making) >= limit:
             idle = [pool for pool in self.pools.values() if not self._in_use(pool)]
             if not idle:
                 return self._no_room(hello)
@@ -253,10 +267,16 @@ class WarmTier:
                 # Much faster than to free each blob, and the memory goes back to the system.
                 self._renew()
                 return None
-            drop_ids = dropped.made.record.blob_ids
+            self._leaving = Leaving(dropped.mover, dropped.made.record.blob_ids)
             self._close(dropped)
             # The record must not name slots whose memory is about to be another pool's.
             self._write_record()
+        drop_ids: tuple[int, ...] = ()
+        if self._leaving is not None:
+            if self._leaving.mover is not None and not self._leaving.mover.idle:
+                return None  # what it still writes would be another namespace's
+            drop_ids = self._leaving.blob_ids
+            self._leaving = None
         self._making.add(hello.namespace)
         self._keeper.make_pool(PoolWish(hello.namespace, hello.description, geometry, slots, pages, drop_ids))
         return None
@@ -300,9 +320,9 @@ class WarmTier:
     def _adopt(self, made: EpochPool) -> bool:
         pool = self._open(made)
         record, fd = made.record, self.arena.fd
-        end = populated_end(fd, int(record.offsets.min()), int(record.offsets.max()) + record.slot_bytes)
+        extents = populated(fd, int(record.offsets.min()), int(record.offsets.max()) + record.slot_bytes)
         try:
-            chunks, quarantined = pool.adopt(pool.slots.populated_places(end))
+            chunks, quarantined = pool.adopt(extents)
         except VineyardError as error:
             logger.warning("namespace %s is not adopted: %s", record.namespace.hex(), error)
             return False
@@ -348,6 +368,10 @@ class WarmTier:
         for pool in list(self.pools.values()):
             self._close(pool)
         self._making.clear()
+        self._leaving = None
+        # Another vineyardd may do what this one could not.
+        self._refused.clear()
+        self.distrusted = False
         if self.mover is not None:
             self._watch(self.mover, False)
             self.mover.close()
@@ -366,5 +390,17 @@ class WarmTier:
             write_record(
                 self._directory.pool_record, SidecarRecord(self.vineyardd.name, pools, self._config.cluster.rpc_port)
             )
+            self._recorded = self.vineyardd.name
         except OSError as error:
             logger.warning("%s cannot be written: %s; a crash would lose the pools", self._directory.pool_record, error)
+            self._withdraw_record()
+
+    def _withdraw_record(self) -> None:
+        """What pool.json says is not so any more (a pool that is gone, a reset that was not): nobody may believe it."""
+        try:
+            self._directory.pool_record.unlink(missing_ok=True)
+            self._recorded = None
+        except OSError as error:
+            assert self.vineyardd is not None
+            self.distrusted = self._recorded == self.vineyardd.name
+            logger.warning("%s cannot be removed either: %s", self._directory.pool_record, error)

@@ -92,6 +92,8 @@ class Neighbours:
         self._membership = EtcdMembership(settings, epoch, inbox) if settings.etcd else None
         self._dials: dict[Address, _Dial] = {}
         self._itself: set[Address] = set()
+        # Which node was met at an address that was dialled, while it is there: it may be connected by another.
+        self._met: dict[Address, str] = {}
         self._peers: dict[str, Peer] = {}
         self._by_id: dict[PeerId, Peer] = {}
         self._breakers: dict[str, Breaker] = {}
@@ -254,9 +256,10 @@ class Neighbours:
             self._dials[address] = _Dial(now_s)
         for address in self._dials.keys() - wanted:
             del self._dials[address]
+            self._met.pop(address, None)
 
     def _connected(self, address: Address) -> bool:
-        return any(address == self._address_of(peer) for peer in self._peers.values())
+        return address in self._met or any(address == self._address_of(peer) for peer in self._peers.values())
 
     @staticmethod
     def _address_of(peer: Peer) -> Address:
@@ -275,9 +278,6 @@ class Neighbours:
     def _joined(self, joined: PeerJoined) -> None:
         if joined.dialled is not None:
             self._dialer.ended(joined.dialled)
-            dial = self._dials.get(joined.dialled)
-            if dial is not None:
-                dial.backoff_s = DIAL_EVERY_S
         now_s = self._clock.now_s()
         link = PeerLink(joined, now_s)
         node = link.hello.node
@@ -286,6 +286,7 @@ class Neighbours:
             here, there = link.dialled is not None, known.link.dialled is not None
             # Dialled by both at once: both keep the same one. An older one of the same kind may be dead.
             if here != there and not preferred(self._greeting, link.hello, dialled_here=here):
+                self._meet(joined.dialled, node)
                 link.close()
                 return
         if known is not None:
@@ -301,8 +302,16 @@ class Neighbours:
         peer = Peer(number, link, breaker, now_s)
         self._peers[node] = self._by_id[number] = peer
         self._selector.register(link, selectors.EVENT_READ)
+        self._meet(joined.dialled, node)
         logger.info("node %s joined (%s)", node, link.host)
         self.conversation.joined(peer)
+
+    def _meet(self, dialled: Address | None, node: str) -> None:
+        """A node, which is connected, was met at an address: there is no need to dial that while it stays."""
+        dial = self._dials.get(dialled) if dialled is not None else None
+        if dialled is not None and dial is not None:
+            dial.backoff_s = DIAL_EVERY_S
+            self._met[dialled] = node
 
     def _doom(self, peer: Peer, why: str) -> None:
         """Part with a node at the end of this turn; until then it is not listened to."""
@@ -313,6 +322,7 @@ class Neighbours:
             number, why = self._doomed.popitem()
             peer = self._by_id.pop(number)
             del self._peers[peer.node]
+            self._met = {address: node for address, node in self._met.items() if node != peer.node}
             logger.info("node %s left: %s", peer.node, why)
             self._selector.unregister(peer.link)
             peer.link.close()

@@ -136,7 +136,7 @@ _FROM_PEER: Final = tuple(
         peer_protocol.Follow(bytes(16), 9),
         peer_protocol.Changes(bytes(16), 9, 0, True, _INTS, _ONES, _ONES),
         peer_protocol.Offer(bytes(16), 9, 3, _ZEROS, _KEYS, [b"", *_KEYS[:3]], _INTS[:16], _INTS[:16], _ONES[:32]),
-        peer_protocol.OfferTaken(bytes(16), 3, _INTS[:8]),
+        peer_protocol.OfferTaken(bytes(16), 9, 3, _INTS[:8]),
         peer_protocol.Used(bytes(16), 9, _ZEROS, _KEYS),
         peer_protocol.Ping(1),
         peer_protocol.Pong(1),

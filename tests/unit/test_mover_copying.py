@@ -7,11 +7,15 @@ import numpy.typing as npt
 import pytest
 
 from tests.sidecar.mover_rig import NAMESPACE, RESETS, Node, key_of
+from tieredkv.brain.moves import Fetch, JobId, PeerId
 from tieredkv.sidecar.mover import messages
 from tieredkv.sidecar.mover.copying import PIECE_BYTES, copy
 from tieredkv.sidecar.mover.messages import Loss
 from tieredkv.sidecar.mover.places import Places
+from tieredkv.sidecar.mover.pool import PoolMover
 from tieredkv.sidecar.mover.sealing import Sealing
+from tieredkv.sidecar.mover.traffic import Movement, Traffic
+from tieredkv.types import Key
 
 
 class Watched(Places):
@@ -128,4 +132,28 @@ def test_every_piece_of_a_body_is_copied_and_proved(damaged: int | None) -> None
     )  # fmt: skip
     assert copy(places, job) == ({} if damaged is None else {0: Loss.CORRUPT})
     assert node.holds(1, slot[0], 0) == (damaged is None)
+    node.close()
+
+
+def test_a_reading_has_time_to_wait_and_little_for_itself() -> None:
+    node = Node(slots=8, pages=1, body_bytes=1 << 20, mover=False)
+    sent: list[messages.Fetch] = []
+
+    def send(message: messages.ToMover) -> bool:
+        assert isinstance(message, messages.Fetch)
+        sent.append(message)
+        return True
+
+    traffic = {movement: Traffic() for movement in Movement}
+    mover = PoolMover(1, node.pool, traffic, send, lambda: True, fetch_deadline_s=1.0)
+    for number in range(3):
+        places, generations = (number,), (1,)
+        assert mover.submit(
+            Fetch(JobId(number), (0,), (key_of(1),), (Key(b""),), (1,), places, generations, PeerId(2), (0,), (5,))
+        )
+    # However much waits before it, a node that stalls is found out before the mover seems to hang.
+    assert len({job.work_s for job in sent}) == 1
+    assert [job.deadline_s - job.work_s for job in sent] == pytest.approx(
+        [0.0, 1.0, 2.0] * np.array(sent[0].work_s - 1)
+    )
     node.close()

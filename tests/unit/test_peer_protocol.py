@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from tieredkv.brain.moves import JOB_ROWS_MAX
 from tieredkv.errors import ProtocolError
 from tieredkv.protocol import Message, encode
 from tieredkv.sidecar.cluster import columns
@@ -39,7 +40,10 @@ GOLDEN: list[tuple[Message, str]] = [
     (PeerWelcome(1), "92ac706565725f77656c636f6d6501"),
     (PeerRefused("no"), "92ac706565725f72656675736564a26e6f"),
     (PoolGone(SPACE, 5), "93a9706f6f6c5f676f6e65c410000102030405060708090a0b0c0d0e0f05"),
-    (OfferTaken(SPACE, 1, pack32([0])), "94ab6f666665725f74616b656ec410000102030405060708090a0b0c0d0e0f01c40400000000"),
+    (
+        OfferTaken(SPACE, 7, 1, pack32([0])),
+        "95ab6f666665725f74616b656ec410000102030405060708090a0b0c0d0e0f0701c40400000000",
+    ),
     (Ping(1), "92a470696e6701"),
     (Pong(2**64 - 1), "92a4706f6e67cfffffffffffffffff"),
     (
@@ -131,12 +135,13 @@ def test_offers_are_checked() -> None:
         msgspec.structs.replace(OFFER, positions=pack32([-1])),
         msgspec.structs.replace(OFFER, generations=pack64([0])),
         msgspec.structs.replace(OFFER, parents=[]),
+        msgspec.structs.replace(OFFER, keys=[KEY] * (JOB_ROWS_MAX + 1)),
     ):
         with pytest.raises(ProtocolError, match="Offer: "):
             columns.offer(wrong, 5, 2)
-    assert columns.rows_taken(OfferTaken(SPACE, 1, pack32([0, 2])), 3) == {0, 2}
+    assert columns.rows_taken(OfferTaken(SPACE, 5, 1, pack32([0, 2])), 3) == {0, 2}
     with pytest.raises(ProtocolError):
-        columns.rows_taken(OfferTaken(SPACE, 1, pack32([3])), 3)
+        columns.rows_taken(OfferTaken(SPACE, 5, 1, pack32([3])), 3)
     assert columns.groups_used(Used(SPACE, 5, pack32([1]), [KEY]), 2) == (1,)
     with pytest.raises(ProtocolError):
         columns.groups_used(Used(SPACE, 5, pack32([1, 1]), [KEY]), 2)

@@ -222,6 +222,7 @@ class _TestBed:
             urgent=True,
             peer=0,
             deadline_s=_DEADLINE_S,
+            work_s=_DEADLINE_S,
         )
         until_s = monotonic() + _DEADLINE_S
         start_s = perf_counter()

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from tieredkv.brain.moves import JOB_ROWS_MAX
 from tieredkv.errors import ProtocolError
 from tieredkv.sidecar.cluster.peer_protocol import PLACES_MAX, Changes, Offer, OfferTaken, PoolNews, Used
 from tieredkv.sidecar.runs import expanded
@@ -74,6 +75,9 @@ def changes(message: Changes, places: int) -> ChangeColumns:
 def offer(message: Offer, places: int, groups: int) -> OfferColumns:
     """The rows of an offer out of a pool of `places` places and `groups` groups. Raises ProtocolError."""
     rows = len(message.keys)
+    if rows > JOB_ROWS_MAX:
+        # It is read in one job.
+        raise ProtocolError(f"Offer: {rows} rows, more than {JOB_ROWS_MAX}")
     columns = OfferColumns(
         groups=tuple(_column32("Offer", message.groups, groups).tolist()),
         positions=tuple(_column32("Offer", message.positions, 1 << 31).tolist()),

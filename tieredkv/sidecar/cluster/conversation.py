@@ -56,6 +56,7 @@ class _Ticket:
 
     peer: Peer
     namespace: bytes
+    epoch: int
     number: int
 
 
@@ -132,7 +133,9 @@ class Conversation:
         """What a peer offered was taken, or not."""
         ticket = self._tickets.pop(pulled.ticket, None)
         if ticket is not None:
-            self._others.say(ticket.peer, OfferTaken(ticket.namespace, ticket.number, columns.pack32(pulled.stored)))
+            self._others.say(
+                ticket.peer, OfferTaken(ticket.namespace, ticket.epoch, ticket.number, columns.pack32(pulled.stored))
+            )
 
     def offer(self, pool: WarmPool, job: Offer) -> bool:
         """Offer a pool's chunks to a node. False when it is gone."""
@@ -220,7 +223,7 @@ class Conversation:
                 if pool is not None:
                     self._take_of_pool(peer, pool, message)
                 elif isinstance(message, peer_protocol.Offer):
-                    self._others.say(peer, OfferTaken(message.namespace, message.number, b""))
+                    self._others.say(peer, OfferTaken(message.namespace, message.epoch, message.number, b""))
             case _:
                 raise ProtocolError(f"{type(message).__name__} is out of turn")
 
@@ -232,7 +235,7 @@ class Conversation:
         match message:
             case Changes():
                 pool.sharing.change(peer.id, message)
-            case OfferTaken():
+            case OfferTaken() if message.epoch == pool.epoch:
                 pool.cluster_mover.answered(peer.id, message.number, lambda rows: columns.rows_taken(message, rows))
             case peer_protocol.Offer():
                 self._take_offer(peer, pool, message)
@@ -293,7 +296,7 @@ class Conversation:
         assert pool.sharing is not None
         news = pool.sharing.knows(peer.id)
         if news is None or news.epoch != message.epoch or news.resets != pool.resets:
-            self._others.say(peer, OfferTaken(message.namespace, message.number, b""))
+            self._others.say(peer, OfferTaken(message.namespace, message.epoch, message.number, b""))
             return
         groups = len(pool.made.record.geometry.group_strides)
         told = columns.offer(message, news.slots + news.pages, groups)
@@ -301,7 +304,7 @@ class Conversation:
             told.groups, message.keys, message.parents, told.positions, told.places, told.generations, strict=True
         )
         self._tickets_ever += 1
-        self._tickets[self._tickets_ever] = _Ticket(peer, message.namespace, message.number)
+        self._tickets[self._tickets_ever] = _Ticket(peer, message.namespace, message.epoch, message.number)
         pool.manager.offered(
             peer.id,
             self._tickets_ever,

@@ -84,7 +84,8 @@ class ClusterMover:
         if number in self._offers:
             self._end_offer(number, frozenset())
         else:
-            self._cancelled.add(number)
+            if number in self._readings:
+                self._cancelled.add(number)
             self._here.cancel(number)
 
     def poll(self, count_max: int) -> list[Moved]:

@@ -160,6 +160,7 @@ class OfferTaken(Message, frozen=True, tag="offer_taken"):
     """Answer to `Offer`: the rows that are stored now; of the others nothing is kept."""
 
     namespace: Namespace
+    epoch: Unsigned
     number: Unsigned
     rows: Column32
 

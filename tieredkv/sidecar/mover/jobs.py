@@ -24,8 +24,10 @@ def movement_of(job: OwnJob) -> Movement:
     return _MOVEMENTS[type(job)]
 
 
-def message_of(pool: int, first_page: int, job: OwnJob, deadline_s: float) -> messages.Copy | messages.Fetch:
-    """The message for a job, in places: pages count on from `first_page`.
+def message_of(
+    pool: int, first_page: int, job: OwnJob, deadline_s: float, work_s: float
+) -> messages.Copy | messages.Fetch:
+    """The message for a job, in places: pages count on from `first_page`. The deadlines are those of messages.Fetch.
 
     What a request waits for goes before what makes room.
     """
@@ -44,13 +46,13 @@ def message_of(pool: int, first_page: int, job: OwnJob, deadline_s: float) -> me
             return messages.Fetch(
                 pool, job.number, job.groups, job.keys, job.parents, job.positions,
                 job.places, job.place_generations, job.slots, job.generations,
-                urgent=True, peer=job.peer, deadline_s=deadline_s,
+                urgent=True, peer=job.peer, deadline_s=deadline_s, work_s=work_s,
             )  # fmt: skip
         case Pull():
             return messages.Fetch(
                 pool, job.number, job.groups, job.keys, job.parents, job.positions,
                 job.places, job.place_generations, _places(first_page, job.pages), job.page_generations,
-                urgent=False, peer=job.peer, deadline_s=deadline_s,
+                urgent=False, peer=job.peer, deadline_s=deadline_s, work_s=work_s,
             )  # fmt: skip
         case _:
             assert_never(job)

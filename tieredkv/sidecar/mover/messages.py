@@ -105,10 +105,11 @@ class Copy(Rows, frozen=True, tag="copy"):
 
 
 class Fetch(Rows, frozen=True, tag="fetch"):
-    """The sources are the peer's. It is over `deadline_s` after it was taken over."""
+    """The sources are the peer's. It is over `deadline_s` after it was taken over, `work_s` after it was begun."""
 
     peer: int
     deadline_s: float
+    work_s: float
 
 
 class Cancel(Message, frozen=True, tag="cancel"):

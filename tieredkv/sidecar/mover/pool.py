@@ -76,19 +76,24 @@ class PoolMover:
         assert job.number not in self._jobs
         if self.closed or len(self._jobs) >= JOBS_MAX:
             return False
-        message = message_of(self.number, self._pool.record.slots, job, self._deadline_s(job))
+        work_s = self._work_s(len(job))
+        message = message_of(self.number, self._pool.record.slots, job, self._waiting_s(job) + work_s, work_s)
         if not self._send(message):
             return False
         lane = message.peer if isinstance(message, messages.Fetch) else LOCAL
         self._jobs[job.number] = _InFlight(movement_of(job), len(job), lane)
         return True
 
-    def _deadline_s(self, job: OwnJob) -> float:
-        """Of a read: a node that is well, if slow, also has time for what waits before it."""
-        if not isinstance(job, Fetch | Pull):
-            return self._fetch_deadline_s
-        rows = len(job) + sum(other.rows for other in self._jobs.values() if other.lane == job.peer)
+    def _work_s(self, rows: int) -> float:
+        """How long reading so many rows may take. A node that stalls must not look like a mover that hangs."""
         return self._fetch_deadline_s + rows * self._pool.record.slot_bytes / SLOWEST_BYTES_PER_S
+
+    def _waiting_s(self, job: OwnJob) -> float:
+        """How long it may wait: a node that is well, if slow, has time for what comes before it."""
+        if not isinstance(job, Fetch | Pull):
+            return 0.0
+        rows = sum(other.rows for other in self._jobs.values() if other.lane == job.peer)
+        return rows * self._pool.record.slot_bytes / SLOWEST_BYTES_PER_S
 
     def cancel(self, number: JobId) -> None:
         """Nobody wants this job any more. Its result comes anyhow."""

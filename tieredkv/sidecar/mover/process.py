@@ -138,14 +138,15 @@ def _copy(task: Task) -> dict[int, Loss]:
 
 def _fetch(reader: PeerReader, task: Task) -> dict[int, Loss]:
     assert isinstance(task, PeerTask)
-    if monotonic() >= task.until_s:
+    now_s = monotonic()
+    if now_s >= task.until_s:
         return dict.fromkeys(range(len(task.job)), Loss.UNREACHABLE)
     return fetch(
         task.places,
         task.job,
         reader,
         task.blob_ids,
-        until_s=task.until_s,
+        until_s=min(task.until_s, now_s + task.job.work_s),
         cancelled=lambda: task.cancelled or task.places.ended,
     )
 

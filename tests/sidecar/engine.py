@@ -181,7 +181,7 @@ class Worker(Link):
         return self.arena[start : start + size]
 
 
-def _attach(path: Path, engine_id: str, changes: dict[str, object]) -> Worker:
+def attach_worker(path: Path, engine_id: str, **changes: object) -> Worker:
     """Attach like a real worker, which tries again when a busy machine makes its pool late."""
     for _ in range(ATTEMPTS - 1):
         try:
@@ -197,7 +197,9 @@ class Engine:
 
     def __init__(self, path: Path, engine_id: str | None = None, **changes: object) -> None:
         self.id = engine_id or f"engine-{secrets.token_hex(4)}"
-        self.worker = _attach(path, self.id, {key: value for key, value in changes.items() if key != "wants_events"})
+        self.worker = attach_worker(
+            path, self.id, **{key: value for key, value in changes.items() if key != "wants_events"}
+        )
         self.scheduler = Link(path)
         self.scheduler.send(hello("scheduler", self.id, **changes))
         self.welcome = self.scheduler.expect(Welcome)

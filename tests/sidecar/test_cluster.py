@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from itertools import count
 
 import pytest
 
@@ -65,6 +66,12 @@ def sharing(of: SidecarProcess) -> dict:
     return next((pool["sharing"] for pool in of.status()["pools"]), {"index_entries": 0, "held": 0, "peers": 0})
 
 
+def read(engine: Engine, keys: list[bytes], name: str) -> None:
+    """All of the chain can be read. What a busy machine brings too late is a miss, and asked for again."""
+    numbers = count()
+    wait_until(lambda: engine.load(keys, f"{name}-{next(numbers)}") == len(keys), f"all of {name}")
+
+
 def test_a_node_reads_what_another_stored(start: Start) -> None:
     nodes = Nodes(start, ["a", "b"])
     a, b = nodes.start("a"), nodes.start("b")
@@ -73,11 +80,24 @@ def test_a_node_reads_what_another_stored(start: Start) -> None:
     keys = chain(1, 64)
     first.store(keys)
     told(b, 64)
-    assert second.load(keys) == 64
+    read(second, keys, "first")
     moved = b.status()["counters"]["tieredkv_moved_bytes_total"]
     assert moved["fetch"] >= 64 * 4096
     assert second.load(keys, "again") == 64
     assert b.status()["counters"]["tieredkv_moved_bytes_total"] == moved, "the second time it is here"
+
+
+def test_a_node_that_joins_with_chunks_is_used_from_its_snapshot_on(start: Start) -> None:
+    nodes = Nodes(start, ["a", "b"])
+    b = nodes.start("b")
+    second = Engine(b.socket)
+    keys = chain(1, 64)
+    second.store(keys)
+    a = nodes.start("a")
+    first = Engine(a.socket)
+    joined(a, b)
+    told(a, 64)
+    assert first.load(keys) == 64, "at the first request after it"
 
 
 def test_a_memory_only_node_serves_what_a_dead_node_demoted(start: Start) -> None:
@@ -99,9 +119,16 @@ def test_a_memory_only_node_serves_what_a_dead_node_demoted(start: Start) -> Non
     first.close()
     a.kill_all()
     wait_until(lambda: len(b.status()["cluster"]["peers"]) == 1, "the dead node is out", 8)
-    loaded = [second.load(keys, f"r{number}") for number, keys in enumerate(stored)]
+    told(b, held)  # before, the dead node's were among them
+    numbers = count()
+
+    def loaded() -> int:
+        # A late read is a miss, and costs what comes right after it: then all are asked for again.
+        return sum(second.load(keys, f"r{next(numbers)}") for keys in stored)
+
     # Of the last chain only a part had left, and its head died.
-    assert held - 31 <= sum(loaded) <= m.status()["pages"]["held"]
+    found = wait_until(lambda: (chunks := loaded()) >= held - 31 and chunks, "what was demoted")
+    assert found <= m.status()["pages"]["held"]
 
 
 def test_a_reset_on_one_node_is_a_reset_on_all(start: Start) -> None:
@@ -119,7 +146,7 @@ def test_a_reset_on_one_node_is_a_reset_on_all(start: Start) -> None:
     assert second.load(chain(2, 32)) == 0
     first.store(keys)
     told(b, 32)
-    assert second.load(keys, "new") == 32
+    read(second, keys, "new")
 
 
 def test_a_node_that_comes_back_empty_is_not_believed_to_be_full(start: Start) -> None:
@@ -139,7 +166,7 @@ def test_a_node_that_comes_back_empty_is_not_believed_to_be_full(start: Start) -
     again = Engine(a.socket)
     again.store(keys)
     told(b, 32)
-    assert second.load(keys, "again") == 32
+    read(second, keys, "again")
 
 
 @pytest.mark.parametrize("what", ["vineyardd", "sidecar"])
@@ -156,15 +183,16 @@ def test_a_stopped_node_costs_one_deadline_for_all(start: Start, what: str) -> N
     pid = status["vineyardd"]["pid"] if what == "vineyardd" else status["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:
-        loaded = [second.load(keys, f"r{number}") for number, keys in enumerate(stored)]
         if what == "vineyardd":
+            loaded = [second.load(keys, f"r{number}") for number, keys in enumerate(stored)]
             assert loaded == [0] * 8
             assert b.status()["counters"]["tieredkv_failures_total"]["fetch_unreachable"] <= 32, (
                 "not each request waits"
             )
             assert b.status()["cluster"]["peers"][0]["breaker"] in {"open", "half_open"}
         else:
-            assert loaded == [8] * 8, "its memory can be read without it"
+            for number, keys in enumerate(stored):
+                read(second, keys, f"its memory, without it, r{number}")
             wait_until(lambda: not b.status()["cluster"]["peers"], "out after its silence", 9)
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -212,7 +240,7 @@ def test_what_many_nodes_ask_for_is_on_each_of_them_and_what_one_uses_is_kept_on
     for name, node in (("b", b), ("c", c)):
         told(node, 64)
         for turn in range(3):
-            assert engines[name].load(popular, f"{name}{turn}") == 32
+            read(engines[name], popular, f"{name}{turn}")
         assert moved(node, "fetch") == 32, "once, then it is here"
     # What only one node uses leaves its slots, and comes back when it is asked for.
     for turn in range(2):
@@ -220,7 +248,7 @@ def test_what_many_nodes_ask_for_is_on_each_of_them_and_what_one_uses_is_kept_on
             engines["a"].store(chain(100 * turn + seed + 10, 32))
             wait_until(lambda: not a.status()["slots"]["demoting"], "demoted")
         told(a, m.status()["pages"]["held"])
-        assert engines["a"].load(own, f"own{turn}") == 32
+        read(engines["a"], own, f"own{turn}")
         wait_until(lambda: not a.status()["slots"]["demoting"], "demoted")
         status = m.status()
         assert not status["pages"]["filling"]

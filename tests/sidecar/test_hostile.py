@@ -63,7 +63,8 @@ def test_a_greeting_has_its_deadline_and_its_bound(shared: SidecarProcess) -> No
     slow.socket.sendall(encode(hello("worker", "slow"))[:-1])
     assert silent.ended()
     assert slow.ended()
-    assert GREETING_DEADLINE_S * 0.9 < time.monotonic() - started_s < GREETING_DEADLINE_S + 2
+    # It looks twice a second; the rest is for a machine that lets it wait.
+    assert GREETING_DEADLINE_S * 0.9 < time.monotonic() - started_s < GREETING_DEADLINE_S + 6
     large = Link(shared.socket)
     with pytest.raises(OSError, match=r"pipe|reset"):
         large.socket.sendall(struct.pack("<I", FRAME_BYTES_MAX) + b"\0" * FRAME_BYTES_MAX)
@@ -191,6 +192,9 @@ def test_thousands_of_mutated_frames_harm_nobody(start: Start) -> None:
             if chance.random() < 0.05:
                 link.close()
                 link = None
+        if case % 10 == 0:
+            # Not further ahead of a busy machine's sidecar: what comes after its verdict on a connection tests nothing.
+            engine.find([], "ordering")
         if case % 500 == 0:
             assert engine.load(keys) == 10, f"seed {seed}, case {case}"
     assert engine.load(keys) == 10

@@ -156,8 +156,8 @@ def test_a_private_sidecar_ends_after_its_engine(start: Start) -> None:
     engine.scheduler.close()
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(2.5)
-    engine.close()
     closed_s = time.monotonic()
+    engine.close()
     assert process.wait(15) == 0
     assert time.monotonic() - closed_s >= 1.5
     assert not alive(pid)

@@ -86,10 +86,10 @@ def test_a_hung_mover_is_killed(node: Node) -> None:
     node.turn()
     assert alive(hung)
     assert not node.moved
-    node.skipped_s += 4.0
+    node.skipped_s += 3.0
     node.turn()
     assert alive(hung), "it may be slow"
-    node.skipped_s += 2.0
+    node.skipped_s += 3.0
     for number in jobs:
         assert node.result(number).failed == {0}
     assert not alive(hung)
@@ -138,10 +138,10 @@ def test_a_mover_that_does_not_read_is_killed(node: Node) -> None:
     for peer in range(8):
         node.held.set_peer(node.jobs_of, PeerId(peer), "127.0.0.1", 1, np.arange(100_000, dtype=np.uint64))
     node.turn()
-    node.skipped_s += 4.0
+    node.skipped_s += 3.0
     node.turn()
     assert alive(deaf)
-    node.skipped_s += 2.0
+    node.skipped_s += 3.0
     node.wait(lambda: node.held.pid != deaf and node.held.ready)
     number, _ = node.demote([1], [1], node.store([1], [1]), [node.page(0)])
     assert not node.result(number).failed
@@ -194,8 +194,10 @@ def test_what_was_cancelled_before_it_began_is_not_touched(node: Node) -> None:
 def test_a_place_is_never_accepted_before_it_is_whole() -> None:
     node = Node(slots=1, pages=1, body_bytes=16 * MIB)
     (generation,) = node.store([0], [1])
-    seen_between = 0
-    for _ in range(12):
+    rounds = seen_between = 0
+    # On a busy machine the mover is often through before it is stopped.
+    while rounds < 12 or (not seen_between and rounds < 500):
+        rounds += 1
         number, (given,) = node.demote([1], [0], [generation], [1])
         while int(node.pool.words.trailers()[1]) != given:
             node.turn()
@@ -260,6 +262,7 @@ def test_a_thousand_jobs_with_random_kills() -> None:
     held: dict[int, tuple[int, int]] = {}
     busy: dict[int, tuple[list[int], list[int], list[int], list[int]]] = {}
     in_use: set[int] = set()
+    struck: int | None = None
     submitted = kills = 0
 
     def settle() -> None:
@@ -295,11 +298,13 @@ def test_a_thousand_jobs_with_random_kills() -> None:
             submitted += 1
             if draw.random() < 0.02:
                 kills += 1
-                os.kill(pid_of(node), draw.choice([signal.SIGKILL, signal.SIGSTOP]))
+                struck = pid_of(node)
+                os.kill(struck, draw.choice([signal.SIGKILL, signal.SIGSTOP]))
         elif not node.held.ready or draw.random() < 0.3:
-            # Nothing can be begun: what hangs is found out, what has ended is started again.
+            # Nothing can be begun: what hangs is found out, what has ended is started again. But one that starts, or
+            # works, has the time that it takes: on a slow machine skipped seconds would be its end, for ever.
             node.wait_briefly()
-            node.skipped_s += 1.0
+            node.skipped_s += 1.0 if node.held.pid in {None, struck} else 0.0
         node.turn()
         settle()
     node.skipped_s += 6.0

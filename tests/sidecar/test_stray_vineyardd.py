@@ -1,5 +1,6 @@
 """A sidecar that is killed just after it started its vineyardd."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from .conftest import Start
@@ -11,10 +12,12 @@ def vineyardds(of: SidecarProcess) -> list[int]:
     """All that run in its folder."""
     found = []
     for process in Path("/proc").iterdir():
+        words: list[bytes] = []
         if process.name.isdecimal() and alive(int(process.name)):
-            words = (process / "cmdline").read_bytes().split(b"\0") if (process / "cmdline").exists() else []
-            if words and words[0].endswith(b"vineyardd") and str(of.directory / "vineyard.sock").encode() in words:
-                found.append(int(process.name))
+            with suppress(OSError):  # it ended between the listing and the reading
+                words = (process / "cmdline").read_bytes().split(b"\0")
+        if words and words[0].endswith(b"vineyardd") and str(of.directory / "vineyard.sock").encode() in words:
+            found.append(int(process.name))
     return found
 
 

@@ -1,6 +1,7 @@
 """The worker on CPU tensors, through a memfd arena with real slot words."""
 
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -169,12 +170,16 @@ def test_shutdown_fails_what_is_queued_and_touches_nothing_afterwards() -> None:
         assert go.wait(30)
         copy_by_memmove(destinations, sources, sizes)
 
-    rank = Rank(CpuCopier(blocked))
+    copier = CpuCopier(blocked)
+    rank = Rank(copier)
     rank.worker.submit_store(1, STORED, rank.lease(JOB_SLOTS, 100))
     assert running.wait(30)
     rank.worker.submit_store(2, STORED, rank.lease([1, 2, 4], 200))
     closer = threading.Thread(target=rank.worker.shutdown)
     closer.start()
+    until_s = time.monotonic() + 30
+    while not copier._closing:  # a thread that was started may not have run yet
+        assert time.monotonic() < until_s
     go.set()
     closer.join(30)
     assert [(result.job_id, result.success) for result in rank.worker.get_finished()] == [(1, True), (2, False)]

@@ -177,13 +177,12 @@ class WorkerLink:
         welcome = self._expect(Welcome, until_s)
         if len(self._descriptors) != 2:
             raise ProtocolError(f"expected 2 file descriptors, got {len(self._descriptors)}")
+        # If mapping fails they are closed with the connection: who cannot write must not hold a lock.
         arena_fd, lock_fd = self._descriptors
+        if self._current is None or self._current.epoch != welcome.epoch:
+            self._map(welcome, arena_fd)
         self._descriptors = []
-        try:
-            if self._current is None or self._current.epoch != welcome.epoch:
-                self._map(welcome, arena_fd)
-        finally:
-            os.close(arena_fd)
+        os.close(arena_fd)
         # The new lock first: at no moment may this process look dead while it can write.
         former, self._lock_fd = self._lock_fd, lock_fd
         if former is not None:
@@ -200,10 +199,14 @@ class WorkerLink:
         return replace(self._hello, held_epoch=testing.attachment.epoch, held_slots=held)
 
     def _map(self, welcome: Welcome, arena_fd: int) -> None:
-        mapping = mmap.mmap(arena_fd, welcome.arena_bytes)
-        arena = np.frombuffer(mapping, dtype=np.uint8)
-        offsets = np.frombuffer(welcome.offsets, dtype="<i8")
-        attachment = Attachment.over(arena, epoch=welcome.epoch, offsets=offsets, slot_bytes=welcome.slot_bytes)
+        """Raises ProtocolError when the arena is not what the sidecar says of it, and what `on_attach` raises."""
+        try:
+            mapping = mmap.mmap(arena_fd, welcome.arena_bytes)
+            arena = np.frombuffer(mapping, dtype=np.uint8)
+            offsets = np.frombuffer(welcome.offsets, dtype="<i8")
+            attachment = Attachment.over(arena, epoch=welcome.epoch, offsets=offsets, slot_bytes=welcome.slot_bytes)
+        except (AssertionError, OverflowError, ValueError) as error:
+            raise ProtocolError(f"the arena cannot be mapped as the sidecar says: {error!r}") from error
         self._on_attach(attachment)
         self._current = attachment
 
@@ -263,6 +266,7 @@ class WorkerLink:
 
     def _watch(self) -> None:
         retry_s = RETRY_FIRST_S
+        said = ""
         while True:
             readable = [self._stop_read] if self._socket is None else [self._stop_read, self._socket.fileno()]
             ready, _, _ = select.select(readable, [], [], None if self._socket is not None else retry_s)
@@ -276,12 +280,15 @@ class WorkerLink:
                     if self._verdict is None and self._testing is None:
                         self._lease_offer()
                     retry_s = RETRY_FIRST_S
+                    said = ""
                     logger.info("attached again")
                 else:
                     self._receive()
                     self._inbox.clear()
             except (OSError, TieredKVError) as error:
-                if self._socket is not None and retry_s == RETRY_FIRST_S:
-                    logger.warning("detached: %s", error)
+                # A reason once, not at every attempt.
+                if str(error) != said:
+                    said = str(error)
+                    logger.warning("detached: %s", said)
                 self._disconnect()
                 retry_s = min(retry_s * 2, RETRY_LAST_S)

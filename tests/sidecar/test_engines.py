@@ -25,6 +25,7 @@ from tieredkv.protocol import (
     SelfTest,
     Welcome,
 )
+from tieredkv.sidecar.engines import PINS_OUTLAST_S
 
 from .conftest import Start
 from .engine import BODY_BYTES, Engine, Link, Refusal, Worker, attach_worker, chain, hello
@@ -303,3 +304,21 @@ def test_groups_of_a_hybrid_model_share_positions_and_survive_a_restart(sidecar:
     again = Engine(sidecar.socket, group_strides=(1, 2)).find(keys)
     assert again.slots == found.slots
     assert again.generations == found.generations
+
+
+@pytest.mark.slow
+def test_pins_of_a_scheduler_that_does_not_come_back_are_let_go_and_its_leases_stay(sidecar: SidecarProcess) -> None:
+    engine = Engine(sidecar.socket)
+    keys = chain(21, 10)
+    engine.store(keys)
+    engine.find(keys)
+    engine.lease(7)
+    assert sidecar.status()["engines"][0]["pinned_slots"] == 10
+    left_s = time.monotonic()
+    engine.scheduler.close()
+    wait_until(lambda: sidecar.status()["engines"][0]["pinned_slots"] == 0, "pins let go")
+    assert time.monotonic() - left_s >= PINS_OUTLAST_S, "copies that it had begun may end"
+    status = sidecar.status()
+    assert status["engines"][0]["connections"] == 1
+    assert status["slots"]["leased"] == 7, "the worker may still write them"
+    engine.worker.close()

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from tieredkv import protocol
+from tieredkv.clock import Clock, SystemClock
 from tieredkv.errors import ProtocolError
 from tieredkv.metrics import FAILURES, PREFILL, Totals
 from tieredkv.sidecar.attachments import AttachmentLock, AttachmentLocks
@@ -24,6 +25,9 @@ from tieredkv.types import EngineId, RequestId
 logger = logging.getLogger("tieredkv.sidecar")
 
 LEASE_SLOTS_MAX: Final = 1 << 20
+PINS_OUTLAST_S: Final = 5.0
+"""How long pins outlast the connection of their scheduler: enough for the copies that it had begun."""
+
 REASON_CHARS_MAX: Final = 400
 
 _NO_LEASE: Final = protocol.Leased(b"", b"")
@@ -32,13 +36,20 @@ _NO_LEASE: Final = protocol.Leased(b"", b"")
 class Engines:
     """All sessions."""
 
-    def __init__(self, locks: AttachmentLocks, totals: Totals, hang_up: Callable[[Connection, str], None]) -> None:
+    def __init__(
+        self,
+        locks: AttachmentLocks,
+        totals: Totals,
+        hang_up: Callable[[Connection, str], None],
+        clock: Clock | None = None,
+    ) -> None:
         """`hang_up` closes a connection soon, not at once; until then it is not served any more."""
         self.sessions: dict[EngineId, Session] = {}
         self._of: dict[int, Session] = {}
         self._locks = locks
         self._totals = totals
         self._hang_up = hang_up
+        self._clock = clock if clock is not None else SystemClock()
 
     def uses(self, pool: WarmPool) -> bool:
         """Whether an engine is attached to the pool, or may still write into it."""
@@ -126,7 +137,7 @@ class Engines:
         """A welcomed connection was closed."""
         session = self._of.pop(connection.number, None)
         if session is not None:
-            session.leave(connection)
+            session.leave(connection, self._clock.now_s())
             self._settle(session)
 
     def settle(self, *, all_sessions: bool) -> None:
@@ -241,6 +252,11 @@ class Engines:
     def _settle(self, session: Session) -> None:
         for slots in session.settle(self._locks):
             session.pool.manager.give_back(session.engine_id, slots)
+        left_s = session.scheduler_left_s
+        if left_s is not None and self._clock.now_s() - left_s >= PINS_OUTLAST_S:
+            # Not the leases: workers may live for long, and still write. A load proves what it read.
+            session.scheduler_left_s = None
+            session.pool.keep_only(session.engine_id, frozenset())
         if session.gone:
             session.pool.detach(session.engine_id)
             del self.sessions[session.engine_id]

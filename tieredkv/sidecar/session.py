@@ -1,8 +1,9 @@
 """What the sidecar knows of one engine: its connections, its self-tests, its living processes.
 
-An engine is one vLLM with one scheduler and `world_size` workers. What it holds (leases, pins) is freed
-when all its connections are closed *and* all processes that could still write are gone: a worker outlives
-a killed scheduler by seconds, and a connection may be lost while a copy runs.
+An engine is one vLLM with one scheduler and `world_size` workers. What it has leased is freed when all its
+connections are closed *and* all processes that could still write are gone: a worker outlives a killed
+scheduler by seconds, and a connection may be lost while a copy runs. Pins go soon after the scheduler: it
+may have switched itself off for good in a vLLM that serves on for weeks.
 """
 
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Session:
         self.world_size = world_size
         self.connections: dict[tuple[str, int], Connection] = {}
         self.wants_events = False
+        # None again as soon as its pins are let go, or it is back.
+        self.scheduler_left_s: float | None = None
         self.locks: list[AttachmentLock] = []
         self.orphans: list[Orphans] = []
         self.askers: dict[tuple[str, int], Asker] = {}
@@ -70,12 +73,16 @@ class Session:
         former = self.connections.get((role, rank))
         self.connections[role, rank] = connection
         self.locks.append(lock)
+        if role == SCHEDULER:
+            self.scheduler_left_s = None
         if role == WORKER:
             self._verdicts.pop(rank, None)
         return former
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: Connection, now_s: float) -> None:
         """A connection was closed; nothing happens if it is not (any more) one of the engine's."""
+        if connection is self.scheduler:
+            self.scheduler_left_s = now_s
         self.connections = {place: other for place, other in self.connections.items() if other is not connection}
 
     def judge(self, connection: Connection, reason: str) -> None:

@@ -142,7 +142,8 @@ def main() -> None:
     meter = StallMeter()
     meter.watch(TieredKVConnector)
     random = Random(job["seed"])
-    transfer = transfer_config(socket=job["socket"], engine={"chunk_tokens": 32, "sidecar": "external"})
+    as_users_have_it = {"chunk_tokens": 32, "sidecar": "external", "lookup_deadline": "50ms"}
+    transfer = transfer_config(socket=job["socket"], engine=as_users_have_it)
     with engine(model, transfer, **options) as llm:
         ask(llm, questions[:1])
         meter.worst_ms = meter.worst_cpu_ms = 0.0  # compilation at the first step is not ours to judge

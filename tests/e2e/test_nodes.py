@@ -35,7 +35,7 @@ def nodes() -> Iterator[dict[str, Sidecar]]:
     try:
         for name, (listen, rpc) in ports.items():
             cluster = {"node": name, "listen": f"127.0.0.1:{listen}", "rpc_port": rpc, "peers": peers}
-            cold = {"size": "256MiB" if name == "m" else 0, "low_free": 0.3, "high_free": 0.5}
+            cold = {"size": "256MiB" if name == "m" else 0, "low_free": 0.3, "high_free": 0.5, "load_deadline": "10s"}
             warm = "16MiB" if name == "a" else "64MiB" if name == "b" else "1MiB"
             running[name] = Sidecar(warm, cluster=cluster, cold=cold, policy={"name": "lru"}).start()
         for sidecar in running.values():

@@ -78,6 +78,13 @@ def test_two_engines_share_each_chunk_once(llama: Path, sidecar: Sidecar) -> Non
     transfer = transfer_config(socket=str(sidecar.socket), engine={"chunk_tokens": 32})
     with engine(llama, transfer) as first:
         reference = ask(first, questions)
+
+        def stored() -> bool:
+            # The last stores of a prompt are published by later steps.
+            ask(first, prompts(1, 20, seed=17), tokens=1)
+            return _ready(sidecar) >= 3 * (900 // 32)
+
+        wait_until(stored, 20.0, sidecar.log)
         ready = _ready(sidecar)
         shared = ask_in_process(llama, questions, transfer)
         assert_same(shared, reference)

@@ -30,7 +30,8 @@ from tieredkv.types import Geometry
 logger = logging.getLogger("tieredkv.sidecar")
 
 START_DEADLINE_S: Final = 5.0
-ADOPT_DEADLINE_S: Final = 1.0
+ADOPT_DEADLINE_S: Final = 3.0
+"""One that is only slow must not be killed: its memory would be lost."""
 POOL_DEADLINE_S: Final = 10.0
 POOL_DEADLINE_PER_SLOT_S: Final = 0.0005
 """vineyardd makes a slot in some 25 us when it has a core for itself."""

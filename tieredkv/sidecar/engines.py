@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from tieredkv import protocol
-from tieredkv.clock import Clock, SystemClock
+from tieredkv.clock import Clock
 from tieredkv.errors import ProtocolError
 from tieredkv.metrics import FAILURES, PREFILL, Totals
 from tieredkv.sidecar.attachments import AttachmentLock, AttachmentLocks
@@ -41,7 +41,7 @@ class Engines:
         locks: AttachmentLocks,
         totals: Totals,
         hang_up: Callable[[Connection, str], None],
-        clock: Clock | None = None,
+        clock: Clock,
     ) -> None:
         """`hang_up` closes a connection soon, not at once; until then it is not served any more."""
         self.sessions: dict[EngineId, Session] = {}
@@ -49,7 +49,7 @@ class Engines:
         self._locks = locks
         self._totals = totals
         self._hang_up = hang_up
-        self._clock = clock if clock is not None else SystemClock()
+        self._clock = clock
 
     def uses(self, pool: WarmPool) -> bool:
         """Whether an engine is attached to the pool, or may still write into it."""

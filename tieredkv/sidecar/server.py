@@ -103,7 +103,7 @@ class Server:
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(inbox, selectors.EVENT_READ)
         self._neighbours = self._neighbourhood(config)
-        self._engines = Engines(locks, self._totals, self._doom)
+        self._engines = Engines(locks, self._totals, self._doom, clock)
         self._tier = WarmTier(
             config,
             directory,

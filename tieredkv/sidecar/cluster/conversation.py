@@ -235,8 +235,9 @@ class Conversation:
         match message:
             case Changes():
                 pool.sharing.change(peer.id, message)
-            case OfferTaken() if message.epoch == pool.epoch:
-                pool.cluster_mover.answered(peer.id, message.number, lambda rows: columns.rows_taken(message, rows))
+            case OfferTaken():
+                if message.epoch == pool.epoch:
+                    pool.cluster_mover.answered(peer.id, message.number, lambda rows: columns.rows_taken(message, rows))
             case peer_protocol.Offer():
                 self._take_offer(peer, pool, message)
             case peer_protocol.Used():

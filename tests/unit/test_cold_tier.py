@@ -8,8 +8,9 @@ import pytest
 
 from tieredkv.brain.cold import Copies
 from tieredkv.brain.elsewhere import Elsewhere, Nowhere
+from tieredkv.brain.intake import Offered
 from tieredkv.brain.links import Links
-from tieredkv.brain.moves import Demote, Job, JobId, Moved, Promote
+from tieredkv.brain.moves import Demote, Job, JobId, Moved, PeerId, Promote
 from tieredkv.brain.values import Found, Progress
 from tieredkv.clock import ManualClock
 from tieredkv.manager import ColdTier, TierManager
@@ -66,14 +67,15 @@ class Node:
 
     def __init__(
         self, *, low: int = 2, high: int = 4, pages: int = 16, copies: Copies = Copies.CLEAN, share: float = 1.0,
-        elsewhere: Elsewhere | None = None, ttl_s: float | None = None,
+        elsewhere: Elsewhere | None = None, ttl_s: float | None = None, groups: int = 1,
     ) -> None:  # fmt: skip
         self.clock = ManualClock()
         self.mover = HandMover()
+        self.strides = (1,) * groups
         self.placement = Placement(Rate(RECOMPUTE_S, measured=True))
         self.manager = TierManager(
             slots=SLOTS,
-            groups=1,
+            groups=groups,
             policy=LRU(SLOTS),
             admission=AdmitAll(),
             clock=self.clock,
@@ -95,13 +97,19 @@ class Node:
         self.manager.populate(0, SLOTS)
         self.manager.attach(A)
 
-    def store(self, keys: list[Key], start: int = 0) -> None:
+    def store(self, keys: list[Key], start: int = 0, group: int = 0) -> None:
         slots = self.manager.lease(A, len(keys) - start).slots
         at = np.arange(start, len(keys), dtype=np.int32)
-        self.manager.publish(A, 0, keys[start:], [Key(b""), *keys][start : len(keys)], at, slots)
+        self.manager.publish(A, group, keys[start:], [Key(b""), *keys][start : len(keys)], at, slots)
 
-    def arrive(self, keys: list[Key], request: RequestId = R) -> Found:
-        return self.manager.arrive(A, request, keys, strides=(1,), tokens=len(keys), tenant="", hints={})
+    def store_under(self, parent: Key, key: Key, position: int, group: int = 0) -> None:
+        slots = self.manager.lease(A, 1).slots
+        self.manager.publish(A, group, [key], [parent], np.array([position], np.int32), slots)
+
+    def arrive(self, keys: list[Key], request: RequestId = R, session: str = "") -> Found:
+        return self.manager.arrive(
+            A, request, keys, strides=self.strides, tokens=len(keys), tenant="", hints={"session": session}
+        )
 
     def step(self, seconds: float = 0.0) -> list[Progress]:
         self.clock.advance(seconds)
@@ -118,14 +126,20 @@ def cold_node(keys: list[Key], *, copies: Copies = Copies.CLEAN, share: float = 
     node = Node(low=1, high=4, copies=copies, share=share)
     node.manager.attach(B)
     node.store(keys)
-    rest = node.manager.lease(B, SLOTS - len(keys)).slots
+    demote_all(node)
+    return node
+
+
+def demote_all(node: Node) -> None:
+    """What is in warm leaves for cold."""
+    chunks = node.count(SlotState.READY)
+    rest = node.manager.lease(B, SLOTS - chunks).slots
     node.step()
     node.mover.end()
     node.step()
-    node.manager.give_back(A, node.manager.lease(A, len(keys)).slots)
+    node.manager.give_back(A, node.manager.lease(A, chunks).slots)
     node.manager.give_back(B, rest)
     assert node.count(SlotState.FREE) == SLOTS
-    return node
 
 
 class TestDemotion:
@@ -406,3 +420,14 @@ def test_a_damaged_page_is_forgotten() -> None:
     node.mover.results.append(Moved(number, frozenset({0, 1}), 0.1, unproven=frozenset({1})))
     node.step()
     assert node.arrive(keys, Q).coming == 1
+
+
+class TestNonsense:
+    def test_parents_that_go_round_through_both_tiers_are_no_chain(self) -> None:
+        node, (key, parent) = Node(), chain("x", 2)
+        node.store_under(parent, key, 5)
+        node.manager.offered(PeerId(0), 1, [Offered(0, parent, key, 9, 0, 1)])
+        node.mover.end()
+        node.step()
+        node.arrive([key], session="s")
+        assert node.manager.chain("s") == []

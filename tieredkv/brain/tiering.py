@@ -13,7 +13,7 @@ from tieredkv.brain.elsewhere import Elsewhere, Nowhere
 from tieredkv.brain.intake import Intake
 from tieredkv.brain.moves import JOB_ROWS_MAX, JobId, Mover
 from tieredkv.brain.promotion import Promotions
-from tieredkv.brain.values import AdoptedChunk, Stepped
+from tieredkv.brain.values import POSITION_MAX, AdoptedChunk, Stepped
 from tieredkv.brain.warm import Warm
 from tieredkv.policy.admission import Admission
 from tieredkv.policy.base import EvictionPolicy
@@ -94,14 +94,14 @@ class Tiering:
     def chain(self, key: Key) -> list[Key]:
         """The chain that ends in `key`, from its head on; empty when warm and cold do not know all of it."""
         keys: list[Key] = []
+        below = POSITION_MAX + 1
         while key:
+            link = self._link(key)
+            # Each tier refuses circles, but one may have been told another parent than the other.
+            if link is None or link[1] >= below:
+                return []
             keys.append(key)
-            parent = self.demotions.parent(key)
-            if parent is None:
-                if not self.table.knows(key):
-                    return []
-                parent, _ = self.table.link(key)
-            key = parent
+            key, below = link
         keys.reverse()
         return keys
 
@@ -148,3 +148,10 @@ class Tiering:
         filling = [*self.demotions.filling(), *self.intake.filling()]
         self.table.check(self.demotions.in_warm_for_good(), filling, self.promotions.reads())
         return pins
+
+    def _link(self, key: Key) -> tuple[Key, int] | None:
+        """Parent and position of a key; None when neither tier has it."""
+        parent = self.demotions.parent(key)
+        if parent is not None:
+            return parent, self._warm.forest.position(key)
+        return self.table.link(key) if self.table.knows(key) else None

@@ -422,6 +422,19 @@ def test_a_damaged_page_is_forgotten() -> None:
     assert node.arrive(keys, Q).coming == 1
 
 
+class TestSeveralGroups:
+    def test_the_parent_that_a_position_came_with_counts(self) -> None:
+        """Another group's engine names another one, as no honest engine does."""
+        keys, (other,) = chain("x", 2), chain("y", 1)
+        node = Node(low=5, high=6, groups=2)
+        node.store([other])
+        node.store(keys)
+        node.store_under(other, keys[1], 1, group=1)
+        node.step()
+        (job,) = node.mover.jobs(Demote)
+        assert job.keys == (other,)
+
+
 class TestNonsense:
     def test_parents_that_go_round_through_both_tiers_are_no_chain(self) -> None:
         node, (key, parent) = Node(), chain("x", 2)

@@ -97,7 +97,9 @@ class Demotions:
 
     def entered(self, keys: Sequence[Key], parents: Sequence[Key]) -> None:
         """Chunks of these positions are in warm now: what is leaving above them must stay."""
-        self._parent_of.update(zip(keys, parents, strict=True))
+        for key, parent in zip(keys, parents, strict=True):
+            # As the policy does: of two parents that engines claim the first counts for all groups.
+            self._parent_of.setdefault(key, parent)
         if len(self._leaving):
             for key in self._leaving.among((*parents, *keys)):
                 self.keep(key)

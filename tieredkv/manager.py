@@ -11,6 +11,7 @@ positions only: the chunks of a position leave together.
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ from tieredkv.policy.admission import Admission
 from tieredkv.policy.base import EvictionPolicy
 from tieredkv.policy.hints import parse_hints, spell_hints
 from tieredkv.trace import AccessRecord, Arrival, Hints
-from tieredkv.types import EngineId, Key, RequestId, SlotState
+from tieredkv.types import KEY_BYTES_MAX, KEY_BYTES_MIN, EngineId, Key, RequestId, SlotState
 
 __all__ = [
     "AccessRecord",
@@ -55,6 +56,8 @@ __all__ = [
     "Tallies",
     "TierManager",
 ]
+
+_KEY_SIZES: Final = frozenset(range(KEY_BYTES_MIN, KEY_BYTES_MAX + 1))
 
 DEFERRED_MAX = 64
 """Accesses that may wait for a step; the next arrival applies them first."""
@@ -228,15 +231,15 @@ class TierManager:
     ) -> Found:
         """A request came with all keys of its `chain`: find and pin its resident chunks.
 
-        Chunk k of group g is that of chain[(k + 1) * strides[g] - 1]. Pins last until `release`; a
+        Chunk k of group g is that of chain[(k + 1) * strides[g] - 1]. Of a chain that cannot be, with a key
+        twice or of no possible size, what is before that counts. Pins last until `release`; a
         second arrival of a request adds to them. What would exceed the engine's share is cut from the
         tail. The policy hears of the access at the next step, so that the answer can leave first; not
         when the request asks `again`, because it uses its chain once.
         """
         assert len(strides) == len(self._warm.residents)
-        if not all(chain):
-            # An empty key ends nothing and begins everything: a peer's nonsense.
-            chain = chain[: chain.index(Key(b""))]
+        if len(set(chain)) < len(chain) or not _KEY_SIZES.issuperset(map(len, chain)):
+            chain = _possible(chain)
         if not again:
             if len(self._deferred) >= DEFERRED_MAX:
                 self._apply_deferred()
@@ -467,3 +470,13 @@ class TierManager:
                 slots = self._warm.leave(victims)
                 self._table.vacate(slots)
                 self.tallies.evicted("room", len(slots))
+
+
+def _possible(chain: Sequence[Key]) -> Sequence[Key]:
+    """The head of a chain that makes sense: a hash of a prefix has its size, and is that of no other prefix."""
+    seen: set[Key] = set()
+    for key in chain:
+        if key in seen or len(key) not in _KEY_SIZES:
+            break
+        seen.add(key)
+    return chain[: len(seen)]

@@ -274,3 +274,20 @@ def _resident_kib(sidecar: SidecarProcess) -> int:
     assert sidecar.process is not None
     status = Path(f"/proc/{sidecar.process.pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+
+
+def test_a_chain_that_names_a_key_twice_counts_up_to_there(start: Start) -> None:
+    """Also where it is in cold pages: a chunk is loaded once."""
+    chunks, chunk_bytes = 256, 4096 + 256 + 64 + 64
+    sidecar = start(
+        warm=str(chunks * chunk_bytes), cold={"size": "8MiB", "low_free": 0.2, "high_free": 0.4}, policy={"name": "lru"}
+    )
+    engine = Engine(sidecar.socket)
+    wait_until(lambda: sidecar.status()["mover"]["ready"], "a mover")
+    stored = [chain(seed, 32) for seed in range(16)]
+    for keys in stored:
+        assert engine.store(keys) == 32
+        wait_until(lambda: not sidecar.status()["slots"]["demoting"], "demoted")
+    first = stored[0]
+    assert engine.load([*first[:2], *first[1:]], "nonsense") == 2
+    assert engine.load(first, "sense") == 32

@@ -436,6 +436,16 @@ class TestSeveralGroups:
 
 
 class TestNonsense:
+    def test_a_chain_that_names_a_key_twice_ends_before_the_second(self) -> None:
+        keys = chain("x", 3)
+        node = cold_node(keys)
+        assert node.arrive([keys[0], keys[1], keys[1], keys[2]]).coming == 2
+        for _ in range(3):
+            node.step()
+            node.mover.end()
+        assert not node.step()
+        assert node.manager.held(A) == 2
+
     def test_parents_that_go_round_through_both_tiers_are_no_chain(self) -> None:
         node, (key, parent) = Node(), chain("x", 2)
         node.store_under(parent, key, 5)

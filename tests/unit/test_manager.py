@@ -13,7 +13,7 @@ from tieredkv.policy import LRU, AdmitAll, EvictionPolicy
 from tieredkv.policy.gix import GIX
 from tieredkv.policy.hints import UseHints
 from tieredkv.trace import Arrival
-from tieredkv.types import EngineId, Generation, Key, RequestId, SlotId, SlotState
+from tieredkv.types import KEY_BYTES_MAX, KEY_BYTES_MIN, EngineId, Generation, Key, RequestId, SlotId, SlotState
 
 A, B = EngineId("a"), EngineId("b")
 R, Q = RequestId("r"), RequestId("q")
@@ -126,6 +126,16 @@ class TestFinding:
             assert not len(arrive(manager, [Key(b"")], request=Q).slots[0])
             manager.step()
             manager.check()
+
+    @pytest.mark.parametrize("nonsense", ["twice", "long", "short"])
+    def test_what_cannot_be_in_a_chain_ends_it(self, nonsense: str) -> None:
+        manager, keys = make(), chain("x", 4)
+        store(manager, keys)
+        key = {"twice": keys[0], "long": Key(b"k" * (KEY_BYTES_MAX + 1)), "short": Key(b"k" * (KEY_BYTES_MIN - 1))}
+        found = arrive(manager, [*keys[:2], key[nonsense], *keys[2:]])
+        assert len(found.slots[0]) == 2
+        manager.step()
+        manager.check()
 
     def test_nothing_is_found_after_a_reset(self) -> None:
         manager, keys = make(), chain("x", 3)

@@ -1,10 +1,16 @@
 """The brain among other nodes, by hand: what it reads from them, gives to them, takes from them, and keeps."""
 
+from collections.abc import Sequence
+
+import pytest
+
 from tests.stateful.others import PEER, OtherNode
 from tests.unit.test_cold_tier import DEADLINE_S, SLOTS, A, Node, Q, R, chain
+from tieredkv.brain.elsewhere import Copy
 from tieredkv.brain.intake import FLIGHTS_MAX, Offered
 from tieredkv.brain.moves import Demote, Fetch, Moved, Offer, Pull
-from tieredkv.types import Key, RequestId, SlotState
+from tieredkv.brain.peer_index import fingerprints
+from tieredkv.types import KEY_BYTES_MAX, KEY_BYTES_MIN, Key, RequestId, SlotState
 
 
 def among(other: OtherNode, **more: object) -> Node:
@@ -206,3 +212,20 @@ def test_pages_that_nobody_uses_leave_after_a_while() -> None:
     node.step(40.0)
     assert node.arrive(used, RequestId("later")).coming == 2
     assert not node.arrive(unused, RequestId("last")).coming
+
+
+class Fingerprinting(OtherNode):
+    """Looks its keys up by their fingerprints, as what is told by real nodes is."""
+
+    def find(self, group: int, keys: Sequence[Key]) -> list[Copy | None]:
+        assert len(fingerprints(keys, group)) == len(keys)
+        return super().find(group, keys)
+
+
+@pytest.mark.parametrize("size", [KEY_BYTES_MAX + 1, KEY_BYTES_MIN - 1, 0])
+def test_a_key_of_no_possible_size_ends_the_chain(size: int) -> None:
+    keys = chain("x", 3)
+    other = Fingerprinting()
+    for key in keys:
+        other.hold(0, key, ("kv",), page=False)
+    assert among(other).arrive([*keys[:2], Key(b"z" * size), keys[2]]).coming == 2

@@ -1,9 +1,12 @@
 """What a pool knows of the pools of other nodes, when some of those cannot be asked."""
 
+import msgspec
 import numpy as np
+import pytest
 
 from tieredkv.brain.moves import PeerId
 from tieredkv.brain.peer_index import fingerprints
+from tieredkv.errors import ProtocolError
 from tieredkv.sidecar.cluster.columns import pack32, pack64
 from tieredkv.sidecar.cluster.peer_protocol import Changes, PoolNews
 from tieredkv.sidecar.cluster.sharing import PoolSharing
@@ -47,3 +50,15 @@ def test_only_pages_keep_a_chunk() -> None:
     tell(known, 0, SLOTS - 1)
     assert known.keeps(0, [KEY]) == [False]
     assert known.find(0, [KEY]) != [None]
+
+
+@pytest.mark.parametrize("different", [{"slots": 1, "pages": 7}, {"group_strides": (1, 1)}], ids=str)
+def test_a_pool_does_not_become_another_one_while_it_is_told_of(different: dict[str, object]) -> None:
+    known = sharing({0})
+    known.join(PeerId(0), "node 0", NEWS)
+    grown = msgspec.structs.replace(NEWS, resets=1)
+    known.renew(PeerId(0), grown)
+    with pytest.raises(ProtocolError, match="another pool"):
+        known.renew(PeerId(0), msgspec.structs.replace(NEWS, **different))
+    tell(known, 0, SLOTS + PAGES - 1)
+    assert known.knows(PeerId(0)) == grown

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -169,8 +170,12 @@ class PoolSharing:
         self._sharers[peer] = _Sharer(news, _seed(node), pages_held=np.zeros(news.pages, np.bool_))
 
     def renew(self, peer: PeerId, news: PoolNews) -> None:
-        """It said again what it is, with other resets."""
-        self._sharers[peer].news = news
+        """It said again what it is, with other resets. Raises ProtocolError when anything else is different."""
+        sharer = self._sharers[peer]
+        if msgspec.structs.replace(news, resets=sharer.news.resets) != sharer.news:
+            # What is kept of its places fits the pool that it told of first.
+            raise ProtocolError("PoolNews: another pool of the same epoch and blobs")
+        sharer.news = news
 
     def leave(self, peer: PeerId) -> None:
         """It has no such pool any more, or cannot be reached."""

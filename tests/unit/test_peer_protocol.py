@@ -85,6 +85,7 @@ def test_what_is_said_is_heard(message: Message) -> None:
         msgspec.structs.replace(NEWS, namespace=b"short"),
         msgspec.structs.replace(NEWS, group_strides=()),
         msgspec.structs.replace(NEWS, slots=-1),
+        msgspec.structs.replace(NEWS, resets=2**62 + 1),
         msgspec.structs.replace(NEWS, description={"a": "x" * 4097}),
         msgspec.structs.replace(CHANGES, places=bytes(4 * ROWS_MAX + 4)),
         msgspec.structs.replace(OFFER, keys=[b"k"]),

@@ -35,7 +35,10 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 ShortText = Annotated[str, msgspec.Meta(max_length=256)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+# Random 64 bits among others, so it has no other bound than msgpack's.
 Unsigned = Annotated[int, msgspec.Meta(ge=0)]
+# Each node adds its own to it and writes the sum into headers of 64 bits.
+Resets = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 Places = Annotated[int, msgspec.Meta(ge=0, le=PLACES_MAX)]
 Namespace = Annotated[bytes, msgspec.Meta(min_length=NAMESPACE_BYTES, max_length=NAMESPACE_BYTES)]
@@ -106,7 +109,7 @@ class PoolNews(Message, frozen=True, tag="pool_news"):
     pages: Places
     slot_bytes: Positive
     ids: IdRuns
-    resets: Unsigned = 0
+    resets: Resets = 0
 
 
 class PoolGone(Message, frozen=True, tag="pool_gone"):

@@ -8,8 +8,10 @@ LEAVING = "tieredkv/brain/leaving.py"
 PROMOTION = "tieredkv/brain/promotion.py"
 SLOTS = "tieredkv/brain/slots.py"
 INTAKE = "tieredkv/brain/intake.py"
+LACKING = "tieredkv/brain/lacking.py"
 COLD_CHANGES = "tieredkv/brain/changes.py"
 BY_HAND = "tests/unit/test_cold_tier.py"
+BY_CHANCE = "tests/property/test_hostile_brain.py"
 OTHERS = "tests/unit/test_other_nodes.py"
 
 COLD_MUTANTS = (
@@ -341,5 +343,53 @@ COLD_MUTANTS = (
         "            if key is None or self._used_s[key] > oldest_s:",
         "            if key is None or self._used_s[key] <= oldest_s:",
         OTHERS,
+    ),
+    Mutant(
+        "a-hole-is-the-end",
+        "what the first group lacks hides all that is cold behind it",
+        LACKING,
+        "                    covered[row.end - stride : row.end] = True",
+        "                    covered[row.end - stride : row.end] = not group",
+        MACHINE,
+    ),
+    Mutant(
+        "past-the-end",
+        "what lies behind a position that nobody has is loaded",
+        LACKING,
+        "        rows = [row for row in rows if row.end <= reach]\n",
+        "",
+        MACHINE,
+    ),
+    Mutant(
+        "one-position-of-many",
+        "a chunk of several positions counts for its last one only",
+        LACKING,
+        "                    covered[row.end - stride : row.end] = True",
+        "                    covered[row.end - 1] = True",
+        BY_HAND,
+    ),
+    Mutant(
+        "a-key-twice",
+        "a chain that names a key twice is believed",
+        "tieredkv/manager.py",
+        "        if len(set(chain)) < len(chain) or not",
+        "        if not",
+        MACHINE,
+    ),
+    Mutant(
+        "a-key-of-any-size",
+        "a key that is too long for a fingerprint is believed",
+        "tieredkv/manager.py",
+        "        if key in seen or len(key) not in _KEY_SIZES:",
+        "        if key in seen:",
+        BY_CHANCE,
+    ),
+    Mutant(
+        "the-last-parent-counts",
+        "what a second group's engine says of a position's parent is believed on one side only",
+        DEMOTION,
+        "            self._parent_of.setdefault(key, parent)",
+        "            self._parent_of[key] = parent",
+        BY_HAND,
     ),
 )

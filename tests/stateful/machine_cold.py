@@ -64,10 +64,10 @@ class ColdMachine(StoreMachine):
             self._end(number, "badly")
 
     @rule(name=engines, path=chains)
-    def demote_all(self, name: EngineId, path: str) -> None:
+    def demote_all(self, name: EngineId, path: str, window: int = SLOTS) -> None:
         """A chain is stored and leaves for cold, as far as it can."""
         self.mover.refusals = self.cold_admission.refusals = self.admission.refusals = 0
-        self.store(name, path)
+        self.store(name, path, window)
         self._settle()
         before = {engine: set(self.engines[engine].leases) for engine in ENGINES if self._here(engine)}
         for _ in range(3):
@@ -120,6 +120,21 @@ class ColdMachine(StoreMachine):
         self._step()
         if loading and self._here(other) and second in self.engines[other].hopes:
             MARKS["two wait for one load"] += 1
+        for job in self.mover.promotions():
+            self._end(job.number, ending)
+        self._step()
+
+    @precondition(lambda self: len(self.strides) > 1)
+    @rule(name=engines, request=requests, path=st.sampled_from(("01", "100")), ending=ENDINGS)
+    def ask_for_a_window_that_slid(self, name: EngineId, request: RequestId, path: str, ending: str) -> None:
+        """The second group has the chain's end only, as it was stored."""
+        if self.absent:
+            return
+        self.reset(0)
+        self.demote_all(name, path, window=1)
+        self.release(name, request)
+        self.arrive(name, request, path)
+        self._step()
         for job in self.mover.promotions():
             self._end(job.number, ending)
         self._step()

@@ -1,5 +1,7 @@
 """One node under test: its sidecar and engines come and go. What always holds, and the drain."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -146,14 +148,28 @@ class NodeMachine(RuleBasedStateMachine):
             assert progress.over
             del engine.hopes[progress.request]
             return
-        for group, stride in enumerate(self.strides):
-            for key in hope.chain[stride - 1 : progress.ready_to : stride]:
-                assert self.arena.visible[group, key] in reads, "told that it is ready"
+        hole = False
+        for name in self._names(hope.chain[: progress.ready_to]):
+            if self.arena.visible.get(name) not in reads:
+                assert name not in hope.somewhere, "told that it is ready"
+                hole = True
+            elif hole and len(progress.slots):
+                MARKS["came past a hole"] += 1
         if not progress.over:
             MARKS["told in parts"] += 1
             return
         MARKS["came whole" if progress.ready_to == hope.coming else "came in part"] += 1
         del engine.hopes[progress.request]
+
+    def _names(self, chain: Sequence[Key]) -> list[tuple[int, Key]]:
+        """The chunks of a chain, in its order."""
+        ends = range(1, len(chain) + 1)
+        return [(group, chain[end - 1]) for end in ends for group, each in enumerate(self.strides) if not end % each]
+
+    def _somewhere(self) -> set[tuple[int, Key]]:
+        """The chunks that are in warm, in cold or on the other node, as far as it can be asked."""
+        self._follow()
+        return {*self.arena.visible, *self.followed.values(), *(self.other.told if self.other.reachable else ())}
 
     @rule(count=st.integers(1, 2))
     def refuse_next(self, count: int) -> None:
@@ -244,11 +260,7 @@ class NodeMachine(RuleBasedStateMachine):
     def who_follows_knows_what_is_where(self) -> None:
         if not hasattr(self, "manager"):
             return
-        for place, chunk in self.manager.take_changes().items():
-            if chunk is None:
-                self.followed.pop(place, None)
-            else:
-                self.followed[place] = chunk
+        self._follow()
         slots = {place: chunk for place, chunk in self.followed.items() if place < SLOTS}
         assert slots == {slot: name for name, slot in self.arena.visible.items()}
         pages = self.manager.counts_pages()
@@ -256,6 +268,13 @@ class NodeMachine(RuleBasedStateMachine):
         for place, (group, key) in self.followed.items():
             if place >= SLOTS and self.mover.page_tag(place - SLOTS)[0] != "rubbish":
                 assert self.mover.page_tag(place - SLOTS) == self.arena.content(group, key)
+
+    def _follow(self) -> None:
+        for place, chunk in self.manager.take_changes().items():
+            if chunk is None:
+                self.followed.pop(place, None)
+            else:
+                self.followed[place] = chunk
 
     @invariant()
     def what_is_needed_is_untouched(self) -> None:

@@ -1,5 +1,6 @@
 """Requests arrive, are released, or are never heard of again."""
 
+from hypothesis import strategies as st
 from hypothesis.stateful import (
     rule,
 )
@@ -15,7 +16,7 @@ from tests.stateful.space import (
     requests,
 )
 from tieredkv.manager import Found
-from tieredkv.types import EngineId, RequestId
+from tieredkv.types import KEY_BYTES_MAX, EngineId, Key, RequestId
 
 
 class RequestMachine(NodeMachine):
@@ -23,12 +24,30 @@ class RequestMachine(NodeMachine):
 
     @rule(name=engines, request=requests, path=chains)
     def arrive(self, name: EngineId, request: RequestId, path: str) -> None:
+        self._arrive(name, request, chain_of(path), ())
+
+    @rule(
+        name=engines,
+        request=requests,
+        path=chains,
+        end=st.integers(0, 3),
+        kind=st.sampled_from(["twice", "long", "short"]),
+    )
+    def arrive_with_nonsense(self, name: EngineId, request: RequestId, path: str, end: int, kind: str) -> None:
+        """A chain counts up to the first key that cannot be."""
+        chain = chain_of(path)
+        end = min(end, len(chain))
+        first = chain[0] if end else Key(b"")
+        key = {"twice": first, "long": Key(b"l" * (KEY_BYTES_MAX + 1)), "short": Key(b"short")}[kind]
+        self._arrive(name, request, chain[:end], (key, *chain[end:]))
+
+    def _arrive(self, name: EngineId, request: RequestId, chain: list[Key], nonsense: tuple[Key, ...]) -> None:
         if not self._here(name) or request in self.engines[name].ended:
             return
         engine = self.engines[name]
-        chain = chain_of(path)
         held = self.manager.held(name)
-        found = self.manager.arrive(name, request, chain, strides=self.strides, tokens=len(path), tenant="", hints={})
+        said = [*chain, *nonsense]
+        found = self.manager.arrive(name, request, said, strides=self.strides, tokens=len(said), tenant="", hints={})
         reads = dict(engine.reads.get(request, {}))
         wanted: list[tuple[int, int]] = []
         got: list[tuple[int, int]] = []
@@ -47,13 +66,33 @@ class RequestMachine(NodeMachine):
         if found.coming:
             MARKS["something is coming"] += 1
             assert found.coming <= len(chain)
-            engine.hopes.setdefault(request, Hope(tuple(chain), found.coming, self.arena.weights))
+            if request not in engine.hopes:
+                self._judge_hope(chain, found.coming)
+                somewhere = frozenset(self._somewhere())
+                engine.hopes[request] = Hope(tuple(chain), found.coming, self.arena.weights, somewhere)
+            if nonsense:
+                MARKS["something is coming before nonsense"] += 1
         if found.evicted:
             MARKS["told of evicted"] += 1
             assert len(chain) - found.evicted >= max([end for end, _ in wanted] + [found.coming])
         self._mark_sharing(name, request, reads, [slot for _, slot in got])
         if reads:
             engine.reads[request] = reads
+
+    def _judge_hope(self, chain: list[Key], coming: int) -> None:
+        """What is on its way may have been given up: only the manager knows."""
+        somewhere = self._somewhere()
+        assert self._reach(chain, somewhere) <= coming, "promised too little"
+        assert coming <= self._reach(chain, somewhere | self.mover.loading()), "promised what nobody has"
+
+    def _reach(self, chain: list[Key], there: set[tuple[int, Key]]) -> int:
+        """How far every position is in some group's chunk, if these are there."""
+        held: set[int] = set()
+        for group, stride in enumerate(self.strides):
+            for end in range(stride, len(chain) + 1, stride):
+                if (group, chain[end - 1]) in there:
+                    held.update(range(end - stride, end))
+        return next(position for position in range(len(chain) + 1) if position not in held)
 
     def _answer(self, found: Found, group: int, number: int) -> tuple[int, int] | None:
         """Slot and generation that were found for one chunk."""

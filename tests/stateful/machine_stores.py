@@ -201,15 +201,18 @@ class StoreMachine(RequestMachine):
                 MARKS["given back"] += 1
             engine.stale.discard(slot)
 
-    def store(self, name: EngineId, path: str) -> None:
-        """What engines mostly do: lease, write and publish what a chain lacks, head first."""
+    def store(self, name: EngineId, path: str, window: int = SLOTS) -> None:
+        """What engines mostly do: lease, write and publish what a chain lacks, head first.
+
+        Of groups past the first only what ends in the last `window` positions.
+        """
         if not self._here(name):
             return
         lacking = [
             (group, end)
             for group, stride in enumerate(self.strides)
             for end in range(stride - 1, len(path), stride)
-            if (group, key_of(path[: end + 1])) not in self.arena.visible
+            if (group, key_of(path[: end + 1])) not in self.arena.visible and (not group or end >= len(path) - window)
         ]
         self.lease(name, len(lacking) - len(self.engines[name].leases))
         for group in range(len(self.strides)):

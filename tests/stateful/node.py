@@ -29,11 +29,15 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Hope:
-    """What a request was told that will come: the head of its chain, `coming` positions long."""
+    """What a request was told that will come: the head of its chain, `coming` positions long.
+
+    `somewhere` are the chunks of the chain that warm, cold or another node had then.
+    """
 
     chain: tuple[Key, ...]
     coming: int
     weights: int
+    somewhere: frozenset[tuple[int, Key]]
 
 
 @dataclass(slots=True)

@@ -34,6 +34,7 @@ EXPECTED_MARKS = frozenset(
         "published while it was loading", "quarantined for the mover", "reset while demoting",
         "reset while loading", "something is coming", "told in parts", "two wait for one load", "worth a page",
         "distrusted", "fetching", "offered away", "pulled",
+        "came past a hole", "something is coming before nonsense",
     }
 )  # fmt: skip
 

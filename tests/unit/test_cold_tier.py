@@ -130,6 +130,16 @@ def cold_node(keys: list[Key], *, copies: Copies = Copies.CLEAN, share: float = 
     return node
 
 
+def hybrid_node(keys: list[Key], window: int, elsewhere: Elsewhere | None = None) -> Node:
+    """A node that has in cold only what an engine stores whose second group slides: the last `window` chunks of it."""
+    node = Node(low=1, high=SLOTS, groups=2, elsewhere=elsewhere)
+    node.manager.attach(B)
+    node.store(keys)
+    node.store(keys, start=len(keys) - window, group=1)
+    demote_all(node)
+    return node
+
+
 def demote_all(node: Node) -> None:
     """What is in warm leaves for cold."""
     chunks = node.count(SlotState.READY)
@@ -423,6 +433,65 @@ def test_a_damaged_page_is_forgotten() -> None:
 
 
 class TestSeveralGroups:
+    """A group whose window slides has holes on purpose: what is out of the window is never stored."""
+
+    def test_what_a_sliding_window_left_out_does_not_end_the_wish(self) -> None:
+        keys = chain("x", 4)
+        node = hybrid_node(keys, window=2)
+        assert node.arrive(keys).coming == 4
+        node.step()
+        (job,) = node.mover.jobs(Promote)
+        assert list(zip(job.groups, job.positions, strict=True)) == [(0, 0), (0, 1), (0, 2), (1, 2), (0, 3), (1, 3)]
+        node.mover.end()
+        (progress,) = node.step()
+        assert (progress.ready_to, progress.over) == (4, True)
+        full, sliding = node.arrive(keys).slots
+        assert [slot >= 0 for slot in full.tolist()] == [True] * 4
+        assert [slot >= 0 for slot in sliding.tolist()] == [False, False, True, True]
+
+    def test_what_no_group_has_ends_it(self) -> None:
+        keys = chain("x", 6)
+        node = hybrid_node(keys[:2], window=1)
+        node.store_under(keys[3], keys[4], 4)
+        demote_all(node)
+        assert node.arrive(keys).coming == 2
+        node.step()
+        (job,) = node.mover.jobs(Promote)
+        assert max(job.positions) == 1
+
+    def test_a_hole_in_warm_does_not_hide_what_is_cold(self) -> None:
+        keys = chain("x", 4)
+        node = hybrid_node(keys, window=2)
+        node.arrive(keys[:2])
+        node.step()
+        node.mover.end()
+        node.step()
+        assert node.arrive(keys, Q).coming == 4
+        node.step()
+        (job,) = node.mover.jobs(Promote)
+        assert list(zip(job.groups, job.positions, strict=True)) == [(0, 2), (1, 2), (0, 3), (1, 3)]
+
+    def test_what_failed_is_the_end_for_all_groups(self) -> None:
+        keys = chain("x", 3)
+        node = hybrid_node(keys, window=2)
+        assert node.arrive(keys).coming == 3
+        node.step()
+        node.mover.end(failed=frozenset({2}))
+        (progress,) = node.step()
+        assert (progress.groups, progress.numbers) == ((0, 0), (0, 1))
+        assert (progress.ready_to, progress.over) == (1, True)
+
+    def test_a_chunk_of_several_positions_covers_all_of_them(self) -> None:
+        keys = chain("x", 4)
+        node = Node(low=1, high=SLOTS, groups=2)
+        node.strides = (1, 2)
+        node.manager.attach(B)
+        node.store_under(keys[0], keys[1], 1, group=1)
+        node.store_under(keys[2], keys[3], 3, group=1)
+        node.store_under(keys[2], keys[3], 3)
+        demote_all(node)
+        assert node.arrive(keys).coming == 4
+
     def test_the_parent_that_a_position_came_with_counts(self) -> None:
         """Another group's engine names another one, as no honest engine does."""
         keys, (other,) = chain("x", 2), chain("y", 1)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.stateful.node import Tag
 from tests.stateful.others import PEER, OtherNode
-from tests.unit.test_cold_tier import DEADLINE_S, SLOTS, A, Node, Q, R, chain
+from tests.unit.test_cold_tier import DEADLINE_S, SLOTS, A, Node, Q, R, chain, hybrid_node
 from tieredkv.brain.elsewhere import Copy
 from tieredkv.brain.intake import FLIGHTS_MAX, Offered
 from tieredkv.brain.moves import Demote, Fetch, Moved, Offer, Pull
@@ -229,3 +230,33 @@ def test_a_key_of_no_possible_size_ends_the_chain(size: int) -> None:
     for key in keys:
         other.hold(0, key, ("kv",), page=False)
     assert among(other).arrive([*keys[:2], Key(b"z" * size), keys[2]]).coming == 2
+
+
+class TestSeveralGroups:
+    def test_a_window_that_slides_is_fetched_past_its_holes(self) -> None:
+        keys = chain("x", 300)
+        other = EndlessNode()
+        for at, key in enumerate(keys):
+            other.hold(0, key, ("kv",), page=False)
+            if at >= 298:
+                other.hold(1, key, ("kv",), page=False)
+        node = among(other, groups=2)
+        assert node.arrive([*keys, *chain("y", 300)]).coming == 300
+
+    def test_what_only_another_node_has_completes_what_is_cold(self) -> None:
+        keys = chain("x", 3)
+        other = OtherNode()
+        node = hybrid_node(keys, window=1, elsewhere=other)
+        other.hold(1, keys[1], ("kv",), page=False)
+        assert node.arrive(keys).coming == 3
+        node.step()
+        (fetch,) = node.mover.jobs(Fetch)
+        assert list(zip(fetch.groups, fetch.positions, strict=True)) == [(1, 1)]
+
+
+class EndlessNode(OtherNode):
+    """It has places for all that it is given."""
+
+    def hold(self, group: int, key: Key, tag: Tag, *, page: bool) -> None:
+        del tag, page
+        self.told[group, key] = Copy(PEER, len(self.told), 1)

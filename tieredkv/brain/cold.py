@@ -10,7 +10,7 @@ that both tiers rank by the same index.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
@@ -103,6 +103,10 @@ class ColdTable:
     def page(self, group: int, key: Key) -> int | None:
         """The page that holds a chunk, None if it is absent."""
         return self._page_of[group].get(key)
+
+    def held(self, group: int) -> Container[Key]:
+        """The chunks of a group that are here."""
+        return self._page_of[group]
 
     def knows(self, key: Key) -> bool:
         """Whether a chunk of this position is here."""

@@ -1,9 +1,9 @@
 """Promotion: what a request will need moves from cold pages and from other nodes into warm slots while it waits.
 
-A request's *wish* is what cold or another node has of its chain past what is in warm, up to the first
-chunk that nobody has. It is carried out head first, several wishes in their order; the slots belong to the request from
-the start (pinned, within its engine's share). What failed, or was not there in time, is a miss for this
-request: it may not wish again.
+A request's *wish* is what cold or another node has of its chain and warm has not, up to the first position
+of which nobody has a chunk (see `tieredkv.brain.lacking`). It is carried out head first, several wishes in
+their order; the slots belong to the request from the start (pinned, within its engine's share). What failed,
+or was not there in time, is a miss for this request, and so is all behind it: it may not wish again.
 """
 
 from collections import Counter
@@ -19,6 +19,7 @@ from tieredkv.brain.cold import ColdTable
 from tieredkv.brain.demotion import Demotions
 from tieredkv.brain.elsewhere import Copy, Elsewhere
 from tieredkv.brain.holder import Holder
+from tieredkv.brain.lacking import Row, Search
 from tieredkv.brain.moves import Fetch, JobId, Moved, Mover, PeerId, Promote
 from tieredkv.brain.values import Loaded, Progress, Slots
 from tieredkv.brain.warm import Warm
@@ -27,24 +28,6 @@ from tieredkv.types import EngineId, Key, RequestId, SlotState
 
 WISHES_MAX = 65_536
 """Requests that may wait, and as many that are remembered as failed."""
-
-SEARCH_KEYS = 256
-"""Keys of which other nodes' holdings are asked at once: a chain ends somewhere, most often early."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A chunk that a request lacks: where it ends in the chain, number within the group.
-
-    `copy` is where another node has it, if cold had not when the request came.
-    """
-
-    end: int
-    group: int
-    number: int
-    key: Key
-    parent: Key
-    copy: Copy | None
 
 
 class _Start(Enum):
@@ -63,7 +46,7 @@ class _Wish:
     engine: EngineId
     request: RequestId
     holder: Holder
-    rows: list[_Row]
+    rows: list[Row]
     reach: int
     deadline_s: float
     slots: list[int] = field(default_factory=list[int])
@@ -74,7 +57,7 @@ class _Wish:
 class _Load:
     """A row that needs a slot, and the page that it comes from (None: from another node)."""
 
-    row: _Row
+    row: Row
     page: int | None
 
     @property
@@ -121,6 +104,7 @@ class Promotions:
         self._jobs: dict[JobId, Promote | Fetch] = {}
         # Chunks that are LOADING, and the job that loads a slot (LOADING or QUARANTINED).
         self._slot_of: dict[tuple[int, Key], int] = {}
+        self._search = Search(cold, elsewhere, self._slot_of)
         self._job_of: dict[int, JobId] = {}
         self._loaded: list[Loaded] = []
         # Whether some request may have to be told something.
@@ -148,14 +132,14 @@ class Promotions:
         found: list[Slots],
         strides: tuple[int, ...],
     ) -> int:
-        """The request wants what is past `found`. How far its chain will be ready (0: nothing comes)."""
+        """The request wants what `found` lacks. How far its chain will be ready (0: nothing comes)."""
         name = (engine, request)
         known = self._wishes.get(name)
         if known is not None:
             return known.reach if known.reach <= len(chain) else 0
         if name in self._failed or len(self._wishes) >= WISHES_MAX:
             return 0
-        rows, reach = self._lacking(chain, found, strides)
+        rows, reach = self._search.lacking(chain, found, strides)
         if not rows or not self._mover.room():
             return 0
         waiting = len(self._job_of) + sum(len(wish.rows) - len(wish.slots) for wish in self._wishes.values())
@@ -287,39 +271,6 @@ class Promotions:
         assert loading <= waited, "nobody waits for a slot that is LOADING"
 
     # --- parts --------------------------------------------------------------------------------------
-
-    def _lacking(self, chain: Sequence[Key], found: list[Slots], strides: tuple[int, ...]) -> tuple[list[_Row], int]:
-        """What must be loaded for the longest head of `chain` that all groups can have, and its end."""
-        reach = len(chain)
-        rows: list[_Row] = []
-        for group, (slots, stride) in enumerate(zip(found, strides, strict=True)):
-            holes = np.flatnonzero(slots < 0)
-            number = int(holes[0]) if len(holes) else len(slots)
-            copies: list[Copy | None] = []
-            while (end := (number + 1) * stride) <= reach:
-                key = chain[end - 1]
-                copy: Copy | None = None
-                if key not in self._warm.residents[group]:
-                    if self._cold.page(group, key) is None and (group, key) not in self._slot_of:
-                        if not copies:
-                            copies = self._copies(group, chain[end - 1 : reach : stride])
-                        copy = copies.pop()
-                        if copy is None:
-                            break
-                    elif copies:
-                        copies.pop()
-                    rows.append(_Row(end, group, number, key, chain[end - 2] if end > 1 else Key(b""), copy))
-                elif copies:
-                    copies.pop()
-                number += 1
-            reach = min(reach, end - 1)
-        rows = [row for row in rows if row.end <= reach]
-        rows.sort(key=lambda row: (row.end, row.group))
-        return rows, reach
-
-    def _copies(self, group: int, keys: Sequence[Key]) -> list[Copy | None]:
-        """Who has the first of these chunks, the first at the end."""
-        return self._elsewhere.find(group, keys[:SEARCH_KEYS])[::-1]
 
     def _start_some(self, wish: _Wish, free: int) -> _Start:
         """Give slots to the wish's next rows, at most a job of them."""

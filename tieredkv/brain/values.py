@@ -86,7 +86,7 @@ class Loaded:
 @dataclass(frozen=True, slots=True, eq=False)
 class Progress:
     """What came for a request that waits: chunk numbers[i] of groups[i] is in slots[i], pinned; in the
-    order of the chain. Its first `ready_to` positions have all their chunks.
+    order of the chain. Its first `ready_to` positions have all the chunks that were found or announced for it.
 
     `over`: nothing more will come; what is not there is a miss for this request.
     """

@@ -334,9 +334,9 @@ class TierManager:
         holder.leased -= len(stored) + len(dropped)
         if rows:
             new_keys, new_parents = of_rows(keys, rows), of_rows(parents, rows)
-            self._warm.enter(group, new_keys, new_parents, of_rows(at, rows), stored)
             if self._tiering is not None:
                 self._tiering.entered(new_keys, new_parents)
+            self._warm.enter(group, new_keys, new_parents, of_rows(at, rows), stored)
             self.tallies.published("stored", len(rows))
         return Published(np.array(rows, np.int64), self._table.generations(np.array(stored, np.int32)))
 

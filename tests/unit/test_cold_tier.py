@@ -503,6 +503,18 @@ class TestSeveralGroups:
         (job,) = node.mover.jobs(Demote)
         assert job.keys == (other,)
 
+    def test_nor_does_another_parent_count_while_it_is_leaving(self) -> None:
+        keys, (other,) = chain("x", 2), chain("y", 1)
+        node = Node(low=6, high=6, groups=2)
+        node.store(keys)
+        node.store([other])
+        node.step()
+        (job,) = node.mover.jobs(Demote)
+        assert job.keys == (keys[1],)
+        node.store_under(other, keys[1], 1, group=1)
+        node.step()
+        assert node.count(SlotState.DEMOTING) > 0
+
 
 class TestNonsense:
     def test_a_chain_that_names_a_key_twice_ends_before_the_second(self) -> None:

@@ -96,7 +96,10 @@ class Demotions:
     # --- what is wanted -----------------------------------------------------------------------------
 
     def entered(self, keys: Sequence[Key], parents: Sequence[Key]) -> None:
-        """Chunks of these positions are in warm now: what is leaving above them must stay."""
+        """Chunks of these positions come to warm: what is leaving above them, and of them, must stay.
+
+        Before the policy hears of them, for it believes the first who names a parent.
+        """
         for key, parent in zip(keys, parents, strict=True):
             # As the policy does: of two parents that engines claim the first counts for all groups.
             self._parent_of.setdefault(key, parent)

@@ -361,8 +361,8 @@ class Promotions:
             own = [row for row in rows if job.groups[row] == group]
             keys, parents = [job.keys[row] for row in own], [job.parents[row] for row in own]
             self._warm.ghosts.remove(keys)
-            self._warm.enter(group, keys, parents, [job.positions[row] for row in own], [job.slots[row] for row in own])
             self._demotions.entered(keys, parents)
+            self._warm.enter(group, keys, parents, [job.positions[row] for row in own], [job.slots[row] for row in own])
             self._cold.entered_warm(keys)
         if rows:
             self._loaded.append(Loaded(job, tuple(rows)))

@@ -47,6 +47,9 @@ class ChanceMover:
     def room(self) -> int:
         return QUEUE_MAX - len(self.pending)
 
+    def offer_room(self) -> int:
+        return self.room()
+
     def submit(self, job: Job) -> bool:
         if len(self.pending) >= QUEUE_MAX:
             return False

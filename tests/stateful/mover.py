@@ -35,6 +35,9 @@ class TaggedMover:
     def room(self) -> int:
         return self._queue_max - len(self.pending)
 
+    def offer_room(self) -> int:
+        return self.room()
+
     def submit(self, job: Job) -> bool:
         assert job.number not in self._numbers, "a number was used twice"
         assert len(job), "an empty job"

@@ -38,8 +38,13 @@ class HandMover:
     results: list[Moved] = field(default_factory=list)
     accepts: bool = True
 
+    offers: int = 1024
+
     def room(self) -> int:
         return 1024
+
+    def offer_room(self) -> int:
+        return self.offers
 
     def submit(self, job: Job) -> bool:
         if self.accepts:
@@ -158,6 +163,16 @@ class TestDemotion:
         node.store(chain("x", SLOTS - 2))
         node.step()
         assert not node.mover.pending
+
+    def test_nobody_is_given_up_ahead_of_need_who_could_not_be_offered(self) -> None:
+        node, keys = Node(), chain("x", SLOTS - 1)
+        node.mover.offers = 0
+        node.store(keys)
+        node.step()
+        assert node.count(SlotState.READY) == SLOTS - 1
+        node.mover.offers = 1
+        node.step()
+        assert node.count(SlotState.DEMOTING) == 3
 
     def test_the_tail_is_copied_below_the_low_mark_and_found_meanwhile(self) -> None:
         node, keys = Node(), chain("x", SLOTS - 1)

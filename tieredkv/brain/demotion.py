@@ -155,8 +155,9 @@ class Demotions:
         coming = self.available + self._demoting
         # Loads leave the low mark to the engines.
         target = max(self._high if coming < self._low else 0, wanted + self._low if wanted else 0)
-        # Ahead of need nobody has to be lost: they stay until the mover finds time.
-        most = min(target - coming, STEP_VICTIMS_MAX, self._mover.room() * self._job_rows)
+        # Ahead of need nobody has to be lost: they stay until the mover finds time, and other nodes for an offer.
+        jobs = min(self._mover.room(), self._mover.offer_room())
+        most = min(target - coming, STEP_VICTIMS_MAX, jobs * self._job_rows)
         if most > 0:
             self._give_up(self._warm.victims(most))
 

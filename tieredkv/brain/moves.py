@@ -116,7 +116,11 @@ class Mover(Protocol):
     """Carries out jobs, somewhere else. No call waits."""
 
     def room(self) -> int:
-        """How many more jobs would be taken now; 0 when it cannot do anything."""
+        """How many more jobs, offers aside, would be taken now; 0 when it cannot do anything."""
+        ...
+
+    def offer_room(self) -> int:
+        """How many more offers would be taken now."""
         ...
 
     def submit(self, job: Job) -> bool:

@@ -83,6 +83,9 @@ class SimMover:
         self._carry()
         return min(lane.link.queue_max - lane.jobs for lane in self._lanes())
 
+    def offer_room(self) -> int:
+        return self.room()  # nobody is there to offer anything to
+
     def submit(self, job: Job) -> bool:
         self._carry()
         lane = self._lane(job)

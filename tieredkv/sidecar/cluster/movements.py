@@ -56,8 +56,12 @@ class ClusterMover:
     # --- Mover --------------------------------------------------------------------------------------
 
     def room(self) -> int:
-        """How many more jobs would be taken now."""
-        return min(self._here.room(), OFFERS_MAX - len(self._offers))
+        """How many more jobs, offers aside, would be taken now."""
+        return self._here.room()
+
+    def offer_room(self) -> int:
+        """How many more offers would be taken now."""
+        return OFFERS_MAX - len(self._offers)
 
     def submit(self, job: Job) -> bool:
         """Take the job over; False while there is enough to do."""

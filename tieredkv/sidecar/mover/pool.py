@@ -70,6 +70,10 @@ class PoolMover:
         """How many more jobs would be taken now."""
         return JOBS_MAX - len(self._jobs) if not self.closed and self._ready() else 0
 
+    def offer_room(self) -> int:
+        """There is nobody to offer anything to."""
+        return self.room()
+
     def submit(self, job: Job) -> bool:
         """Take the job over; False while the mover has enough to do, or is not there."""
         assert not isinstance(job, Offer), "an offer is made to another node"

@@ -52,7 +52,7 @@ def blob_ids(news: PoolNews) -> list[int]:
     """The blob of each place. Raises ProtocolError when they are not as many as the places, or impossible."""
     places = news.slots + news.pages
     try:
-        ids = expanded(news.ids, PLACES_MAX)
+        ids = expanded(news.ids, min(places, PLACES_MAX))
     except ValueError as error:
         raise ProtocolError(f"PoolNews: {error}") from None
     if len(ids) != places or not ids or min(ids) < 0 or max(ids) >= _BLOB_ID_END:

@@ -174,6 +174,17 @@ class TestDemotion:
         node.step()
         assert node.count(SlotState.DEMOTING) == 3
 
+    def test_a_child_keeps_all_that_is_leaving_above_it(self) -> None:
+        node, keys = Node(), chain("x", SLOTS)
+        node.store(keys[:-1])
+        node.step()
+        assert node.count(SlotState.DEMOTING) == 3
+        node.store_under(keys[-2], keys[-1], SLOTS - 1)
+        assert node.count(SlotState.DEMOTING) == 0
+        node.mover.end()
+        node.step()
+        assert len(node.arrive(keys).slots[0]) == SLOTS
+
     def test_the_tail_is_copied_below_the_low_mark_and_found_meanwhile(self) -> None:
         node, keys = Node(), chain("x", SLOTS - 1)
         node.store(keys)
@@ -298,6 +309,23 @@ class TestPromotion:
             progress += node.step()
             node.mover.end()
         assert (progress[-1].ready_to, progress[-1].over) == (4, True)
+
+    @pytest.mark.parametrize(("held", "stored"), [(2, [1, 2]), (2, [3, 1]), (1, [3]), (1, [2, 3])])
+    def test_a_load_is_not_made_of_the_slots_that_it_needs(self, held: int, stored: list[int]) -> None:
+        keys = chain("x", 4)
+        node = cold_node(keys)
+        node.manager.lease(B, held)
+        assert node.arrive(keys).coming == 4
+        # Meanwhile an engine stores some of them, and no slot is left: what leaves for the load are these.
+        for at in stored:
+            node.store_under(keys[at - 1], keys[at], at)
+        node.manager.lease(B, 3)
+        progress: list[Progress] = []
+        for _ in range(5):
+            progress += node.step()
+            node.mover.end()
+        progress += node.step(DEADLINE_S)
+        assert progress[-1].over
 
     def test_headers_are_asked_for_what_came(self) -> None:
         keys = chain("x", 2)

@@ -107,6 +107,10 @@ class Demotions:
             for key in self._leaving.among((*parents, *keys)):
                 self.keep(key)
 
+    def leaves(self, key: Key) -> bool:
+        """Whether it is about to leave, unless somebody wants it."""
+        return self._leaving.get(key) is not None
+
     def keep(self, key: Key) -> None:
         """Somebody wants `key`: if it is leaving, it and all that is leaving above it stay."""
         path: list[Moving] = []

@@ -172,7 +172,7 @@ class Promotions:
         for wish in self._wishes.values():
             outcome = _Start.DONE
             while outcome is _Start.DONE and len(wish.slots) < len(wish.rows):
-                outcome = self._start_some(wish, max(0, self._demotions.available - self._reserve))
+                outcome = self._start_some(wish)
             if outcome is _Start.BUSY:
                 break
             if outcome is _Start.SHORT:
@@ -272,7 +272,12 @@ class Promotions:
 
     # --- parts --------------------------------------------------------------------------------------
 
-    def _start_some(self, wish: _Wish, free: int) -> _Start:
+    @property
+    def _free(self) -> int:
+        """Slots that loads may take now. What is kept for a wish is not among them any more."""
+        return max(0, self._demotions.available - self._reserve)
+
+    def _start_some(self, wish: _Wish) -> _Start:
         """Give slots to the wish's next rows, at most a job of them."""
         room = wish.holder.room
         new: list[_Load] = []
@@ -284,6 +289,9 @@ class Promotions:
             group, key = row.group, row.key
             slot = self._warm.residents[group].slot(key)
             if slot is not None:
+                if len(new) >= self._free and new and self._demotions.leaves(key):
+                    outcome = _Start.SHORT  # of its slot one is made for what comes before it
+                    break
                 # Else the slots of the others might be made of it.
                 self._demotions.keep(key)
             else:
@@ -298,11 +306,13 @@ class Promotions:
             if load is not None:
                 if new and load.source != new[0].source:
                     break  # another job
-                if len(new) == free:
+                if len(new) >= self._free:
                     outcome = _Start.SHORT
                     break
                 new.append(load)
             slots.append(-1 if slot is None else slot)
+        if self._shorten(new, slots):
+            outcome, cut = _Start.SHORT, False
         if new and not self._load(new, slots):
             return _Start.BUSY
         if slots:
@@ -312,6 +322,17 @@ class Promotions:
         if cut:
             self._cut(wish, len(wish.slots))
         return outcome
+
+    def _shorten(self, new: list[_Load], slots: list[int]) -> bool:
+        """Leave out the loads that there are no slots for any more, and what comes after them; whether there were any.
+
+        What was kept took more along than itself: all chunks of its position, and what was leaving above it.
+        """
+        if len(new) <= self._free:
+            return False
+        del new[self._free :]
+        del slots[[at for at, slot in enumerate(slots) if slot < 0][len(new)] :]
+        return True
 
     def _load(self, new: list[_Load], slots: list[int]) -> bool:
         """Submit a job for these, all of one source, and fill their slots into the gaps of `slots`."""

@@ -37,7 +37,7 @@ COLD_MUTANTS = (
         DEMOTION,
         "            key = moving.position.parent\n        if not path:",
         "            break\n        if not path:",
-        MACHINE,
+        BY_HAND,
     ),
     Mutant(
         "published-under-what-leaves",
@@ -142,7 +142,7 @@ COLD_MUTANTS = (
         DEMOTION,
         "        self._cold.left_warm(victims)\n",
         "",
-        MACHINE,
+        BY_HAND,
     ),
     Mutant(
         "load-unpinned",
@@ -233,12 +233,12 @@ COLD_MUTANTS = (
         MACHINE,
     ),
     Mutant(
-        "old-weights-told",
-        "after a reset a request is told of what was loaded before",
+        "reset-leaves-waiting",
+        "after a reset a request goes on waiting for what was forgotten",
         PROMOTION,
         "            self._cut(wish, wish.told)",
-        "            self._cut(wish, self._ready(wish))",
-        MACHINE,
+        "            del wish",
+        BY_HAND,
     ),
     Mutant(
         "slot-forgotten-in-leaving",
@@ -254,7 +254,7 @@ COLD_MUTANTS = (
         PROMOTION,
         "                self._demotions.keep(key)\n",
         "                del key\n",
-        MACHINE,
+        BY_HAND,
     ),
     Mutant(
         "refused-offer-is-safe",

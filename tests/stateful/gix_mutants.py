@@ -28,7 +28,7 @@ GIX_MUTANTS = (
         "tieredkv/policy/gix/policy.py",
         "            if above is not None and above.resident and not above.queued:",
         "            if False:",
-        POLICY,
+        PARTS,
     ),
     Mutant(
         "gix-pinned-once-stays",

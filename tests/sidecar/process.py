@@ -35,6 +35,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+def suspend(pid: int) -> None:
+    """SIGSTOP, and wait until it has: on a busy machine its other threads may do some more before."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(b") T" in stat for stat in _thread_stats(pid)), "stopped")
+
+
+def _thread_stats(pid: int) -> list[bytes]:
+    return [(task / "stat").read_bytes() for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
 class SidecarProcess:
     """Started by the command that users type; `settings` are keys of the configuration."""
 

@@ -109,7 +109,8 @@ def test_cold_pages_behind_a_hole_are_adopted(start: Start) -> None:
     engine.close()
     sidecar.kill()
     sidecar.start()
-    assert sidecar.status()["pages"]["held"] == held > 0
+    # Some may have left warm after they were counted.
+    assert sidecar.status()["pages"]["held"] >= held > SLOTS
     again = attached(sidecar)
     loaded = [again.load(keys, f"r{number}") for number, keys in enumerate(stored)]
     assert sum(loaded) >= held

@@ -10,7 +10,7 @@ from tieredkv.sidecar.warmtier import PAGE_METADATA_BYTES
 
 from .conftest import Start
 from .engine import BODY_BYTES, Engine, Link, Refusal, Worker, chain, hello
-from .process import SidecarProcess, wait_until
+from .process import SidecarProcess, suspend, wait_until
 
 OTHER = b"another-16-bytes"
 THIRD = b"third-name-of-16"
@@ -102,7 +102,7 @@ def test_memory_that_the_mover_still_writes_is_not_given_to_another_namespace(st
         first.store(chain(seed, 32))
         wait_until(lambda: not sidecar.status()["slots"]["demoting"], "demoted")
     mover = sidecar.status()["mover"]["pid"]
-    os.kill(mover, signal.SIGSTOP)
+    suspend(mover)
     try:
         assert first.find(chain(0, 32)).coming
         wait_until(lambda: sidecar.status()["slots"]["loading"], "a load that hangs")

@@ -17,7 +17,7 @@ from tieredkv.sidecar.warmtier import PING_EVERY_S
 
 from .conftest import Start
 from .engine import Engine, Link, Refusal, Worker, chain, hello
-from .process import SidecarProcess, alive, wait_until
+from .process import SidecarProcess, alive, suspend, wait_until
 
 
 def test_a_new_sidecar_adopts_the_pool_of_a_killed_one(sidecar: SidecarProcess) -> None:
@@ -155,7 +155,7 @@ def test_engines_are_served_while_vineyardd_hangs(sidecar: SidecarProcess) -> No
     keys = chain(1, 10)
     engine.store(keys)
     pid = sidecar.status()["vineyardd"]["pid"]
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     try:
         started_s = time.monotonic()
         assert engine.load(keys) == 10
@@ -173,7 +173,7 @@ def test_a_hanging_vineyardd_is_replaced_by_a_new_sidecar(sidecar: SidecarProces
     pid = sidecar.status()["vineyardd"]["pid"]
     Engine(sidecar.socket).close()
     sidecar.kill()
-    os.kill(pid, signal.SIGSTOP)
+    suspend(pid)
     sidecar.start()
     assert sidecar.status()["vineyardd"]["pid"] != pid
     wait_until(lambda: not alive(pid), "the old one's end")

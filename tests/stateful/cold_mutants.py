@@ -252,8 +252,8 @@ COLD_MUTANTS = (
         "load-over-what-it-needs",
         "slots for the tail of a load are made of its resident head",
         PROMOTION,
-        "                self._demotions.keep(key)\n",
-        "                del key\n",
+        "        self._demotions.keep(key)\n        return True",
+        "        return True",
         BY_HAND,
     ),
     Mutant(

@@ -288,17 +288,13 @@ class Promotions:
         for row in rows:
             group, key = row.group, row.key
             slot = self._warm.residents[group].slot(key)
-            if slot is not None:
-                if len(new) >= self._free and new and self._demotions.leaves(key):
-                    outcome = _Start.SHORT  # of its slot one is made for what comes before it
-                    break
-                # Else the slots of the others might be made of it.
-                self._demotions.keep(key)
-            else:
+            if slot is not None and not self._keep(key, len(new)):
+                outcome = _Start.SHORT
+                break
+            if slot is None:
                 slot = self._slot_of.get((group, key))
             page = self._cold.page(group, key) if slot is None else None
-            if slot is None or not wish.holder.holds(slot):
-                room -= 1
+            room -= slot is None or not wish.holder.holds(slot)
             load = _Load(row, page) if slot is None else None
             cut = cut or room < 0 or (load is not None and load.nowhere)
             if cut:
@@ -322,6 +318,15 @@ class Promotions:
         if cut:
             self._cut(wish, len(wish.slots))
         return outcome
+
+    def _keep(self, key: Key, begun: int) -> bool:
+        """Keep a resident chunk for a wish that shall load `begun` chunks before it: else their slots might be made
+        of it. False when they must be.
+        """
+        if 0 < begun >= self._free and self._demotions.leaves(key):
+            return False
+        self._demotions.keep(key)
+        return True
 
     def _shorten(self, new: list[_Load], slots: list[int]) -> bool:
         """Leave out the loads that there are no slots for any more, and what comes after them; whether there were any.

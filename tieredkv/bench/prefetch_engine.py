@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from os import environ
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import IO, Any, Final, Self, cast
 
 from tieredkv.errors import Unreachable
 
 END_DEADLINE_S: Final = 10.0
 LOG_BYTES: Final = 2000
+YIELD_S: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,12 @@ def _answer(llm: Any, number: int, prompts: list[list[int]], tokens: int) -> dic
     said: list[list[int]] = [[] for _ in prompts]
     cached = [0] * len(prompts)
     while engine.has_unfinished_requests():
-        for output in engine.step():
+        outputs = engine.step()
+        if not outputs:
+            # As the loop of vLLM's own engine process, which this one stands for: a thread that copies KV would not
+            # get the interpreter's lock from one that spins.
+            sleep(YIELD_S)
+        for output in outputs:
             place = places[output.request_id]
             said[place] = list(cast("list[int]", output.outputs[0].token_ids))
             cached[place] = output.num_cached_tokens or 0

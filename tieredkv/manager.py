@@ -11,7 +11,6 @@ positions only: the chunks of a position leave together.
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +41,7 @@ from tieredkv.policy.admission import Admission
 from tieredkv.policy.base import EvictionPolicy
 from tieredkv.policy.hints import parse_hints, spell_hints
 from tieredkv.trace import AccessRecord, Arrival, Hints
-from tieredkv.types import KEY_BYTES_MAX, KEY_BYTES_MIN, EngineId, Key, RequestId, SlotState
+from tieredkv.types import KEY_SIZES, EngineId, Key, RequestId, SlotState
 
 __all__ = [
     "AccessRecord",
@@ -56,8 +55,6 @@ __all__ = [
     "Tallies",
     "TierManager",
 ]
-
-_KEY_SIZES: Final = frozenset(range(KEY_BYTES_MIN, KEY_BYTES_MAX + 1))
 
 DEFERRED_MAX = 64
 """Accesses that may wait for a step; the next arrival applies them first."""
@@ -238,7 +235,7 @@ class TierManager:
         when the request asks `again`, because it uses its chain once.
         """
         assert len(strides) == len(self._warm.residents)
-        if len(set(chain)) < len(chain) or not _KEY_SIZES.issuperset(map(len, chain)):
+        if len(set(chain)) < len(chain) or not KEY_SIZES.issuperset(map(len, chain)):
             chain = _possible(chain)
         if not again:
             if len(self._deferred) >= DEFERRED_MAX:
@@ -476,7 +473,7 @@ def _possible(chain: Sequence[Key]) -> Sequence[Key]:
     """The head of a chain that makes sense: a hash of a prefix has its size, and is that of no other prefix."""
     seen: set[Key] = set()
     for key in chain:
-        if key in seen or len(key) not in _KEY_SIZES:
+        if key in seen or len(key) not in KEY_SIZES:
             break
         seen.add(key)
     return chain[: len(seen)]

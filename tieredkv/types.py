@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import NewType
+from typing import Final, NewType
 
 Key = NewType("Key", bytes)
 """Hash of a whole prefix up to and including one position of a chain (16 to 64 bytes).
@@ -25,6 +25,9 @@ KEY_BYTES_MIN = 16
 
 KEY_BYTES_MAX = 64
 """Longest key that a slot header can hold."""
+
+KEY_SIZES: Final = frozenset(range(KEY_BYTES_MIN, KEY_BYTES_MAX + 1))
+"""All sizes that a key can have: a whole chain is checked against them at once."""
 
 
 class SlotState(IntEnum):

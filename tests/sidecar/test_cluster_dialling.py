@@ -1,7 +1,6 @@
 """Nodes of a list find each other once, however the list spells their addresses."""
 
 import selectors
-import socket
 import threading
 import time
 
@@ -15,6 +14,7 @@ from tieredkv.sidecar.cluster.settings import Address
 from tieredkv.sidecar.inbox import Inbox
 
 from .cluster_nodes import settings
+from .test_cluster import free_ports
 
 DEADLINE_S = 10.0
 
@@ -52,14 +52,6 @@ class Node:
         self.selector.close()
 
 
-def _ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def _settle(nodes: list[Node]) -> None:
     """Turn until nobody dials any more."""
     until_s = time.monotonic() + DEADLINE_S
@@ -75,7 +67,7 @@ def _settle(nodes: list[Node]) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_nodes_that_found_each_other_are_not_dialled_again(host: str) -> None:
     clock = ManualClock(1000.0)
-    ports = _ports(2)
+    ports = free_ports(2)
     peers = tuple(Address(host, port) for port in ports)
     nodes = [Node(name, at + 1, ports[at], peers, clock) for at, name in enumerate("ab")]
     try:

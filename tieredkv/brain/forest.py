@@ -6,13 +6,10 @@ children's. Keys are hashes, so honest engines always agree.
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 from tieredkv.brain.values import POSITION_MAX
 from tieredkv.policy.keymap import KeyMap
-from tieredkv.types import KEY_BYTES_MAX, KEY_BYTES_MIN, Key
-
-_KEY_SIZES: Final = frozenset(range(KEY_BYTES_MIN, KEY_BYTES_MAX + 1))
+from tieredkv.types import KEY_SIZES, Key
 
 
 class Forest:
@@ -45,7 +42,7 @@ class Forest:
         known = self._position.get(key)
         if known is not None:
             return known == position
-        if not KEY_BYTES_MIN <= len(key) <= KEY_BYTES_MAX or not 0 <= position <= POSITION_MAX:
+        if len(key) not in KEY_SIZES or not 0 <= position <= POSITION_MAX:
             return False
         above = self._position.get(parent)
         if above is not None:
@@ -109,7 +106,7 @@ class Forest:
 
     def _unheard(self, keys: list[Key]) -> bool:
         """Whether nothing was heard of any of these keys."""
-        if not _KEY_SIZES.issuperset(map(len, keys)):
+        if not KEY_SIZES.issuperset(map(len, keys)):
             return False
         fresh = self._awaited.keys().isdisjoint(keys) and self._position.none_of(keys)
         return fresh and len(set(keys)) == len(keys)
@@ -123,4 +120,4 @@ class Forest:
     def _plausible_orphan(key: Key, parent: Key, position: int) -> bool:
         if not parent:
             return True
-        return position > 0 and key != parent and KEY_BYTES_MIN <= len(parent) <= KEY_BYTES_MAX
+        return position > 0 and key != parent and len(parent) in KEY_SIZES

@@ -30,10 +30,10 @@ from tieredkv.sidecar.prefetches import Prefetches
 from tieredkv.sidecar.record import EpochPool
 from tieredkv.sidecar.recorded import RecordedManager
 from tieredkv.tiers.pool import Pool, Scan
+from tieredkv.tiers.slots import Ints
 from tieredkv.types import EngineId, Generation, Key, RequestId, SlotId
 
 Slots = npt.NDArray[np.int32]
-Ints = npt.NDArray[np.int64]
 
 EVICTED_KEYS_MAX: Final = 65_536
 """Keys in one message, so that no frame comes near the bound."""

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tieredkv.errors import VineyardError
-
-Ints = npt.NDArray[np.int64]
+from tieredkv.tiers.slots import Ints
 
 MADV_POPULATE_WRITE: Final = 23
 PAGE_BYTES: Final = mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""The one broad `except` of the package: a defect of ours must not end vLLM."""
+"""The broad `except` of the scheduler's side: a defect of ours must not end vLLM."""
 
 import logging
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def guarded(fallback: Callable[[], R]) -> Callable[[Callable[Concatenate[S, P], 
                 return fallback()
             try:
                 return method(self, *args, **kwargs)
-            except Exception:  # see the module
+            except Exception:  # whatever it is, vLLM must go on: it is logged with our state, and tiering ends here
                 logger.exception("tieredkv disabled after an internal error: %s", self.describe())
                 self.disable()
                 return fallback()

@@ -128,15 +128,35 @@ def test_news_are_checked() -> None:
             columns.blob_ids(wrong)
 
 
+def _offer(rows: int) -> Offer:
+    column = pack32([1] * rows)
+    return Offer(SPACE, 5, 1, column, [KEY] * rows, [b""] * rows, column, column, pack64([9] * rows))
+
+
+def test_no_more_blob_ids_are_made_of_runs_than_there_are_places() -> None:
+    made: list[int] = []
+
+    class Counted(int):
+        def __mul__(self, other: int) -> int:
+            made.append(other)
+            return int(self) * other
+
+    wrong = msgspec.structs.replace(NEWS, ids=[(0, Counted(64), 1 << 20)])
+    with pytest.raises(ProtocolError, match="PoolNews: "):
+        columns.blob_ids(wrong)
+    assert not made
+
+
 def test_offers_are_checked() -> None:
     assert columns.offer(OFFER, 5, 2).positions == (7,)
+    assert len(columns.offer(_offer(JOB_ROWS_MAX), 5, 2).groups) == JOB_ROWS_MAX
     for wrong in (
         msgspec.structs.replace(OFFER, groups=pack32([2])),
         msgspec.structs.replace(OFFER, places=pack32([5])),
         msgspec.structs.replace(OFFER, positions=pack32([-1])),
         msgspec.structs.replace(OFFER, generations=pack64([0])),
         msgspec.structs.replace(OFFER, parents=[]),
-        msgspec.structs.replace(OFFER, keys=[KEY] * (JOB_ROWS_MAX + 1)),
+        _offer(JOB_ROWS_MAX + 1),
     ):
         with pytest.raises(ProtocolError, match="Offer: "):
             columns.offer(wrong, 5, 2)

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.e2e
 CHUNK_TOKENS = 32
 SESSIONS = 6
 TURNS = 40
+SMALL_HOT = {"max_model_len": 1024, "num_gpu_blocks_override": 40}
+"""Half of what warm holds: what hot has lost is still there for many turns, whatever the order of the stores."""
 
 
 @pytest.mark.timeout(600)
@@ -28,7 +30,8 @@ def test_a_recorded_run_replays_to_the_same_decisions(llama: Path, tmp_path: Pat
     sidecar = Sidecar(warm="12MiB", policy={"name": policy}, trace={"path": str(path), "events": True})
     try:
         sidecar.start()
-        with engine(llama, transfer_config(socket=str(sidecar.socket), engine={"chunk_tokens": CHUNK_TOKENS})) as ours:
+        transfer = transfer_config(socket=str(sidecar.socket), engine={"chunk_tokens": CHUNK_TOKENS})
+        with engine(llama, transfer, **SMALL_HOT) as ours:
             asked = _converse(ours, sidecar)
         status = sidecar.status()
         assert status is not None

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,12 +103,12 @@ class Bench:
 
 
 @contextmanager
-def attached(*, asks_at_arrival: bool = True) -> Iterator[Bench]:
-    """A manager and its sidecar, which have greeted each other."""
+def attached(*, slots: int = 0, leases: int = 8, **changed: Any) -> Iterator[Bench]:
+    """A manager, some of its settings changed, and its sidecar, which have greeted each other: it asks for `leases`."""
     with scripted_sidecar() as sidecar:
         clock = ManualClock(100.0)
         ledger = EngineLedger()
-        settings = ManagerSettings(DEADLINE_S, 8, CHUNK, (0,), wants_events=True, asks_at_arrival=asks_at_arrival)
+        settings = replace(ManagerSettings(DEADLINE_S, 8, CHUNK, (0,), wants_events=True), **changed)
         manager = TieredKVManager(
             GEOMETRY,
             settings,
@@ -118,13 +119,13 @@ def attached(*, asks_at_arrival: bool = True) -> Iterator[Bench]:
         )
         manager.poll()
         sidecar.accept()
-        sidecar.welcome()
+        sidecar.welcome(slots)
         manager.poll()
         assert manager.client.enabled
         hello, lease = sidecar.heard()
         assert isinstance(hello, Hello)
         assert isinstance(lease, Lease)
-        assert lease.count == 8
+        assert lease.count == leases
         yield Bench(sidecar, clock, manager, ledger)
         manager.shutdown()
 
@@ -244,6 +245,12 @@ def test_store_publishes_head_first_with_parents(bench: Bench) -> None:
     bench.manager.poll()
     (gone,) = bench.manager.take_events()
     assert (gone.keys, gone.removed) == ([asked.keys[2]], True), "only what this engine announced"
+
+
+@pytest.mark.parametrize(("slots", "leases"), [(4000, 64), (400, 50), (40, 16), (0, 16)])
+def test_a_small_pool_is_not_held_empty(slots: int, leases: int) -> None:
+    with attached(slots=slots, leases=leases, lease_chunks=64, lease_share_max=1 / 8):
+        pass
 
 
 def test_a_short_reserve_stores_the_head(bench: Bench) -> None:

@@ -427,7 +427,9 @@ class EngineConfig(_Section):
         description="Tokens per chunk, a multiple of vLLM's block size. auto = the smallest that reaches about 1 MiB.",
     )
     lease_chunks: _AutoOrCount = Field(
-        default="auto", description="Free slots that an engine holds ahead, to store without asking."
+        default="auto",
+        description="Free slots that an engine holds ahead, to store without asking. auto = what two steps of prefill "
+        "fill, an eighth of the pool at most.",
     )
     offload_decode: bool = Field(
         default=True, description="Store the KV of generated tokens too, not only that of prompts."

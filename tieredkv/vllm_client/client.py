@@ -44,6 +44,8 @@ RETRY_FIRST_S: Final = 0.1
 RETRY_LAST_S: Final = 5.0
 WELCOME_DEADLINE_S: Final = 5.0
 SEND_BUFFER_BYTES: Final = 4 * 1024 * 1024
+OFFSET_BYTES: Final = 8
+"""Of one slot, in a welcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Handlers:
     """What the owner does with the sidecar's messages; called from inside `poll`."""
 
     hello: Callable[[], Hello]
-    enabled: Callable[[int], None]
-    """Tiering is on, for this epoch."""
+    enabled: Callable[[int, int], None]
+    """Tiering is on, for this epoch, over a pool of so many slots."""
     lost: Callable[[], None]
     """The connection is gone: answers, leases and pins with it."""
     found: Callable[[Found], None]
@@ -83,6 +85,7 @@ class EngineClient:
         self._outbox_bytes = 0
         self._welcomed = False
         self._epoch = 0
+        self._slots = 0
         self._enabled = False
         self._retry_s = RETRY_FIRST_S
         self._next_try_s = 0.0
@@ -238,6 +241,7 @@ class EngineClient:
             case Welcome():
                 self._welcomed = True
                 self._epoch = message.epoch
+                self._slots = len(message.offsets) // OFFSET_BYTES
                 self._retry_s = RETRY_FIRST_S
             case Enabled():
                 self._enable(message.reason)
@@ -254,7 +258,7 @@ class EngineClient:
         self._enabled = True
         self._last_reason = ""
         logger.info("tiering is on (epoch %x)", self._epoch)
-        self._handlers.enabled(self._epoch)
+        self._handlers.enabled(self._epoch, self._slots)
 
     def _lose(self, why: str) -> None:
         self._drop()

@@ -75,11 +75,14 @@ class ManagerSettings:
 
     lookup_deadline_s: float
     lease_chunks: int
+    """Slots to lease ahead."""
     tokens_per_hash: int
     group_ids: tuple[int, ...]
     wants_events: bool = False
     asks_at_arrival: bool = True
     """Else when the scheduler looks at the request for the first time."""
+    lease_share_max: float = 1.0
+    """What is leased ahead is at most this part of the pool, but for the least that a reserve holds."""
 
 
 def _no_slots() -> LoadStoreSpec:
@@ -114,7 +117,7 @@ class TieredKVManager(OffloadingManager):
         self._states: dict[str, RequestState] = {}
         self._pending: dict[str, RequestState] = {}
         self._stores = StoreBook(geometry.chain_tokens, self._suffixes)
-        self._reserve = SlotReserve(settings.lease_chunks)
+        self._reserve = SlotReserve(settings.lease_chunks, settings.lease_share_max)
         self._announced: set[bytes] | None = set() if settings.wants_events else None
         self._events: list[OffloadingEvent] = []
         self._epoch = 0
@@ -265,8 +268,9 @@ class TieredKVManager(OffloadingManager):
         # The epoch also when nothing is held: it tells that all our former leases are forgotten.
         return replace(hello, held_epoch=self._epoch, held_slots=held.tobytes())
 
-    def _enabled(self, epoch: int) -> None:
+    def _enabled(self, epoch: int, slots: int) -> None:
         self._epoch = epoch
+        self._reserve.fit(slots)
         self._suspect = False
         if self._reset_owed:
             self._send_reset()

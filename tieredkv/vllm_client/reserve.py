@@ -6,19 +6,27 @@ import numpy as np
 import numpy.typing as npt
 
 ASK_AGAIN_S: Final = 0.1
+LEASE_CHUNKS_MIN: Final = 16
+"""What is held ahead however small the pool is, if so much is asked for."""
 
 
 class SlotReserve:
     """Leased slots in the order in which they came. Empty means: store fewer, never wait."""
 
-    def __init__(self, target: int) -> None:
-        """`target` is how many slots to hold ready."""
-        self.target = target
+    def __init__(self, wanted: int, share_max: float = 1.0) -> None:
+        """`wanted` is how many slots to hold ready, `share_max` what part of a pool at most (see `fit`)."""
+        self.target = wanted
+        self._wanted = wanted
+        self._share_max = share_max
         self._slots: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
         self._generations: npt.NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
         self._next = 0
         self._asked = False
         self._ask_after_s = 0.0
+
+    def fit(self, slots: int) -> None:
+        """The pool has so many slots: what is held empty in a small one is missing there."""
+        self.target = min(self._wanted, max(LEASE_CHUNKS_MIN, int(slots * self._share_max)))
 
     def __len__(self) -> int:
         return len(self._slots) - self._next

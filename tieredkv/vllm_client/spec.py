@@ -23,6 +23,7 @@ from tieredkv.vllm_client.ledger import EngineLedger, metric_definitions
 from tieredkv.vllm_client.manager import ManagerSettings, TieredKVManager
 from tieredkv.vllm_client.namespace import describe_namespace, fingerprint, unshareable
 from tieredkv.vllm_client.reporting import ReportingWorker
+from tieredkv.vllm_client.reserve import LEASE_CHUNKS_MIN
 from tieredkv.vllm_client.sidecar_choice import SidecarChoice, choose_sidecar
 
 logger = logging.getLogger("tieredkv.client")
@@ -31,6 +32,8 @@ CONFIG_KEY = "tieredkv"
 """Key of kv_connector_extra_config under which our own settings may stand."""
 
 LEASE_CHUNKS_MAX = 16384
+LEASE_SHARE_MAX = 1 / 8
+"""Of a pool, what is leased ahead unless the user says how much."""
 
 
 def load_engine_config(extra_config: dict[str, Any]) -> Config:
@@ -90,6 +93,7 @@ class TieredKVSpec(OffloadingSpec):
         settings = ManagerSettings(
             lookup_deadline_s=self.settings.engine.lookup_deadline_s,
             lease_chunks=self._lease_chunks(),
+            lease_share_max=LEASE_SHARE_MAX if self.settings.engine.lease_chunks == "auto" else 1.0,
             tokens_per_hash=self.config.cache.tokens_per_hash,
             group_ids=tuple(group.group_id for group in self.config.groups),
             wants_events=self.config.enable_kv_cache_events,
@@ -108,7 +112,7 @@ class TieredKVSpec(OffloadingSpec):
         elif not manager.attach(self.settings.engine.attach_deadline_s):
             logger.warning("no warm tier yet (%s); vLLM serves on and keeps trying", manager.client.reason)
         logger.info(
-            "chunks of %d tokens, %d bytes; %d slots leased ahead; sidecar at %s",
+            "chunks of %d tokens, %d bytes; up to %d slots leased ahead; sidecar at %s",
             self.geometry.chain_tokens * max(self.geometry.group_strides),
             self.geometry.body_bytes,
             settings.lease_chunks,
@@ -141,7 +145,7 @@ class TieredKVSpec(OffloadingSpec):
         chunks = 0
         for stride in self.geometry.group_strides:
             chunks += -(-2 * batch_tokens // (self.geometry.chain_tokens * stride)) + 1
-        return min(max(chunks, 16), LEASE_CHUNKS_MAX)
+        return min(max(chunks, LEASE_CHUNKS_MIN), LEASE_CHUNKS_MAX)
 
 
 def only_prefills(vllm_config: VllmConfig) -> bool:

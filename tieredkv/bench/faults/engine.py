@@ -254,7 +254,7 @@ class Engine:
             group_strides=GEOMETRY.group_strides,
         )
 
-    def _enabled(self, epoch: int) -> None:
+    def _enabled(self, epoch: int, _: int) -> None:
         self._epoch = epoch
         self._suspect = False
         self._reserve.clear()

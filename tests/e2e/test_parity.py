@@ -20,14 +20,14 @@ CHUNK_TOKENS = 32
 SESSIONS = 6
 TURNS = 40
 SMALL_HOT = {"max_model_len": 1024, "num_gpu_blocks_override": 40}
-"""Half of what warm holds: what hot has lost is still there for many turns, whatever the order of the stores."""
+"""Less than half of what warm holds: what hot has lost is still there for many turns, whatever the order of the stores."""
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("policy", ["gix", "lru"])
 def test_a_recorded_run_replays_to_the_same_decisions(llama: Path, tmp_path: Path, policy: str) -> None:
     path = tmp_path / "trace.jsonl"
-    sidecar = Sidecar(warm="12MiB", policy={"name": policy}, trace={"path": str(path), "events": True})
+    sidecar = Sidecar(warm="7MiB", policy={"name": policy}, trace={"path": str(path), "events": True})
     try:
         sidecar.start()
         transfer = transfer_config(socket=str(sidecar.socket), engine={"chunk_tokens": CHUNK_TOKENS})

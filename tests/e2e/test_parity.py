@@ -20,7 +20,7 @@ CHUNK_TOKENS = 32
 SESSIONS = 6
 TURNS = 40
 SMALL_HOT = {"max_model_len": 1024, "num_gpu_blocks_override": 40}
-"""Less than half of what warm holds: what hot has lost is still there for many turns, whatever the order of the stores."""
+"""Less than half of what warm holds: what hot has lost stays there for many turns, in whatever order stores end."""
 
 
 @pytest.mark.timeout(600)

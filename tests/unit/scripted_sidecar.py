@@ -66,9 +66,9 @@ class ScriptedSidecar:
         assert self._peer is not None
         self._peer.sendall(data)
 
-    def welcome(self, slots: int = 0) -> None:
+    def welcome(self, slots: int = 0, epoch: int = EPOCH) -> None:
         """Greet and enable; the pool has so many slots."""
-        self.say(Welcome(1, EPOCH, 4096, 1024, bytes(8 * slots)))
+        self.say(Welcome(1, epoch, 4096, 1024, bytes(8 * slots)))
         self.say(Enabled(""))
 
     def lease(self, slots: list[int]) -> None:

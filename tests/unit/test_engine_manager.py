@@ -14,7 +14,6 @@ from tieredkv.metrics import HINTS
 from tieredkv.protocol import (
     FRAME_BYTES_MAX,
     Arrive,
-    Enabled,
     Evicted,
     Hello,
     Lease,
@@ -25,7 +24,6 @@ from tieredkv.protocol import (
     Release,
     Reset,
     Return,
-    Welcome,
 )
 from tieredkv.protocol import Ledger as LedgerReport
 from tieredkv.types import Geometry
@@ -247,6 +245,27 @@ def test_store_publishes_head_first_with_parents(bench: Bench) -> None:
     assert (gone.keys, gone.removed) == ([asked.keys[2]], True), "only what this engine announced"
 
 
+@pytest.mark.parametrize("how", ["reset", "another pool", "the same pool"])
+def test_events_tell_that_all_is_gone(bench: Bench, how: str) -> None:
+    asked = request("a", 3)
+    bench.arrive(asked, [])
+    bench.fill_reserve([10, 11, 12])
+    bench.manager.prepare_store(asked.keys, asked.context)
+    bench.manager.complete_store(set(asked.keys), asked.context)
+    bench.manager.take_events()
+    if how == "reset":
+        bench.manager.reset_cache()
+    else:
+        reconnect(bench)
+        bench.sidecar.welcome(epoch=EPOCH + (how == "another pool"))
+        bench.manager.poll()
+    gone = [(set(event.keys), event.removed) for event in bench.manager.take_events()]
+    assert gone == ([] if how == "the same pool" else [(set(asked.keys), True)])
+    bench.sidecar.say(Evicted(0, asked.block_hashes))
+    bench.manager.poll()
+    assert len(list(bench.manager.take_events())) == (how == "the same pool"), "and once only"
+
+
 @pytest.mark.parametrize(("slots", "leases"), [(4000, 64), (400, 50), (40, 16), (0, 16)])
 def test_a_small_pool_is_not_held_empty(slots: int, leases: int) -> None:
     with attached(slots=slots, leases=leases, lease_chunks=64, lease_share_max=1 / 8):
@@ -454,8 +473,7 @@ def test_slots_of_another_epoch_are_never_named_again(bench: Bench) -> None:
     bench.fill_reserve([10, 11])
     bench.manager.prepare_store(asked.keys, asked.context)
     reconnect(bench)
-    bench.sidecar.say(Welcome(1, EPOCH + 1, 4096, 1024, b""))
-    bench.sidecar.say(Enabled(""))
+    bench.sidecar.welcome(epoch=EPOCH + 1)
     bench.manager.poll()
     bench.manager.complete_store(set(asked.keys), asked.context)
     assert not [m for m in bench.sidecar.heard() if isinstance(m, Publish | Return)]

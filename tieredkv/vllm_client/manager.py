@@ -7,7 +7,7 @@ asks, one per finished store publishes.
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,20 +22,17 @@ from tieredkv.protocol import (
     Hello,
     Lease,
     Leased,
-    Live,
     Loaded,
     PoolState,
     Release,
-    Reset,
     Return,
 )
-from tieredkv.protocol import Ledger as LedgerReport
 from tieredkv.types import Geometry, MissReason
+from tieredkv.vllm_client.announcements import Announcements
 from tieredkv.vllm_client.client import EngineClient, Handlers
 from tieredkv.vllm_client.compat import (
     LoadStoreSpec,
     LookupResult,
-    Medium,
     OffloadingConnectorStats,
     OffloadingEvent,
     OffloadingManager,
@@ -50,6 +47,7 @@ from tieredkv.vllm_client.compat import (
 from tieredkv.vllm_client.guard import guarded
 from tieredkv.vllm_client.ledger import EngineLedger
 from tieredkv.vllm_client.prefill import PrefillMeter
+from tieredkv.vllm_client.reports import Reports
 from tieredkv.vllm_client.request_hints import request_hints
 from tieredkv.vllm_client.request_state import PrefixRequest, RequestState, TokenLedger
 from tieredkv.vllm_client.reserve import SlotReserve
@@ -62,8 +60,6 @@ MISS: Final = LookupResult.MISS
 HIT: Final = LookupResult.HIT
 RETRY: Final = LookupResult.RETRY
 HOST: Final = host_source()
-REPORT_EVERY_S: Final = 1.0
-LIVE_EVERY_S: Final = 10.0
 REFRESH_AFTER_S: Final = 1.0
 LOAD_WAIT_MAX_S: Final = 60.0
 """No sidecar makes a request wait for longer."""
@@ -118,17 +114,11 @@ class TieredKVManager(OffloadingManager):
         self._pending: dict[str, RequestState] = {}
         self._stores = StoreBook(geometry.chain_tokens, self._suffixes)
         self._reserve = SlotReserve(settings.lease_chunks, settings.lease_share_max)
-        self._announced: set[bytes] | None = set() if settings.wants_events else None
-        self._events: list[OffloadingEvent] = []
+        self._announcements = Announcements() if settings.wants_events else None
         self._epoch = 0
         self._suspect = False
         self._seq = 0
         self._unsaid: list[tuple[StoreBatch, bool]] = []
-        self._reset_owed = False
-        self._ledgers_due = 0
-        self._reset_proven_at = 0
-        self._report_at_s = 0.0
-        self._live_at_s = 0.0
         self._client = connect(
             Handlers(
                 hello=self._greeting,
@@ -141,6 +131,7 @@ class TieredKVManager(OffloadingManager):
                 pool_state=self._pool_state,
             )
         )
+        self._reports = Reports(self._client, ledger, clock)
 
     # --- arrival -----------------------------------------------------------------------------------
 
@@ -178,8 +169,7 @@ class TieredKVManager(OffloadingManager):
         if state.denied or not state.chain:
             state.give_up(state.reason)
             return
-        if self._reset_owed:
-            # The sidecar may still find what must not be served any more.
+        if self._reports.reset_owed:
             state.give_up(MissReason.DETACHED)
             return
         self._seq += 1
@@ -269,11 +259,12 @@ class TieredKVManager(OffloadingManager):
         return replace(hello, held_epoch=self._epoch, held_slots=held.tobytes())
 
     def _enabled(self, epoch: int, slots: int) -> None:
+        if epoch != self._epoch and self._announcements is not None:
+            self._announcements.all_gone()
         self._epoch = epoch
         self._reserve.fit(slots)
         self._suspect = False
-        if self._reset_owed:
-            self._send_reset()
+        self._reports.attached()
         unsaid, self._unsaid = self._unsaid, []
         self._stores.settle(batch for batch, _ in unsaid)
         for batch, success in unsaid:
@@ -285,7 +276,7 @@ class TieredKVManager(OffloadingManager):
         self._pending.clear()
         self._suspect = False
         self._ledger.failure("connection_lost")
-        self._ledgers_due = self._reset_proven_at = 0
+        self._reports.lost()
         for state in self._states.values():
             state.pinned = state.awaiting = state.loading = False
             if not state.loads:
@@ -331,13 +322,12 @@ class TieredKVManager(OffloadingManager):
         self._reserve.add(slots, np.frombuffer(leased.generations, dtype="<u8"), self._clock.now_s())
 
     def _evicted(self, evicted: Evicted) -> None:
-        if self._announced is None:
-            return
-        suffix = self._suffixes[evicted.group]
-        gone = [OffloadKey(key + suffix) for key in evicted.keys if key + suffix in self._announced]
-        if gone:
-            self._announced.difference_update(gone)
-            self._events.append(OffloadingEvent(keys=gone, medium=Medium.CPU, removed=True))
+        if self._announcements is not None:
+            suffix = self._suffixes[evicted.group]
+            self._announcements.gone(OffloadKey(key + suffix) for key in evicted.keys)
+
+    def _pool_state(self, state: PoolState) -> None:
+        self._reports.answered(state)
 
     # --- look-up and load --------------------------------------------------------------------------
 
@@ -464,9 +454,8 @@ class TieredKVManager(OffloadingManager):
             return
         for message in batch.messages():
             self._client.send(message)
-        if self._announced is not None:
-            self._announced.update(batch.keys)
-            self._events.append(OffloadingEvent(keys=batch.keys, medium=Medium.CPU, removed=False))
+        if self._announcements is not None:
+            self._announcements.stored(batch.keys)
 
     # --- the rest of a request's life --------------------------------------------------------------
 
@@ -488,7 +477,8 @@ class TieredKVManager(OffloadingManager):
                 state.hits = None
                 self.arrive(state.request)
         self._top_up()
-        self._report()
+        self._reports.counters()
+        self._reports.live(self._pinning())
 
     @guarded(lambda: None)
     def on_request_finished(self, req_context: ReqContext) -> None:
@@ -509,18 +499,9 @@ class TieredKVManager(OffloadingManager):
             if wanted:
                 self._client.send(Lease(wanted))
 
-    def _report(self) -> None:
-        now_s = self._clock.now_s()
-        if now_s >= self._report_at_s:
-            self._report_at_s = now_s + REPORT_EVERY_S
-            counters = self._ledger.take_report()
-            if counters and not self._send_ledger(counters):
-                self._ledger.put_back(counters)
-        if now_s >= self._live_at_s:
-            self._live_at_s = now_s + LIVE_EVERY_S
-            self._client.send(
-                Live([name for name, state in self._states.items() if state.pinned or state.loads or state.awaiting])
-            )
+    def _pinning(self) -> Iterator[str]:
+        """Requests that have pins, or may."""
+        return (name for name, state in self._states.items() if state.pinned or state.loads or state.awaiting)
 
     # --- ledger ------------------------------------------------------------------------------------
 
@@ -551,8 +532,7 @@ class TieredKVManager(OffloadingManager):
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         """Chunks published or gone since the last call."""
-        events, self._events = self._events, []
-        return events
+        return self._announcements.take() if self._announcements is not None else ()
 
     def has_pending_work(self) -> bool:
         """Keep the engine stepping while a message waits for room in the socket."""
@@ -574,28 +554,10 @@ class TieredKVManager(OffloadingManager):
         self._reserve.clear()
         self._client.send(Return(slots.astype("<i4").tobytes()))
         self._unsaid = [(batch, False) for batch, _ in self._unsaid]
-        self._reset_owed = True
-        if self._client.enabled:
-            self._send_reset()
+        if self._announcements is not None:
+            self._announcements.all_gone()
+        self._reports.reset()
         self._top_up()
-
-    def _send_reset(self) -> None:
-        """Messages are answered in order: a report sent behind the reset proves, by its answer, that it was done."""
-        self._client.send(Reset())
-        self._send_ledger({})
-        self._reset_proven_at = self._ledgers_due
-
-    def _send_ledger(self, counters: dict[str, dict[str, float]]) -> bool:
-        sent = self._client.send(LedgerReport(counters))
-        self._ledgers_due += sent
-        return sent
-
-    def _pool_state(self, state: PoolState) -> None:
-        self._ledger.slots(state.slots)
-        self._ledgers_due -= 1
-        self._reset_proven_at -= 1
-        if self._reset_owed and self._reset_proven_at == 0:
-            self._reset_owed = False
 
     def drop_stores(self, keys: Iterable[OffloadKey]) -> list[StoreBatch]:
         """vLLM forgets a store in flight, but ranks may still write its slots: they stay ours until `settle_stores`."""
@@ -618,9 +580,8 @@ class TieredKVManager(OffloadingManager):
 
     def shutdown(self) -> None:
         """Say what is left to say, and leave."""
-        self._report_at_s = 0.0
         if not self.broken:
-            self._report()
+            self._reports.counters(at_once=True)
         self._client.close()
 
     def disable(self) -> None:

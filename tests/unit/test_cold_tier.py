@@ -448,7 +448,17 @@ class TestPlacement:
         placement = Placement(Rate(1.0, measured=True))
         placement.loaded(None, 1, 0.5)
         assert placement.worth_loading({None: 10}, 9)
-        assert not placement.worth_loading({None: 10}, 10)
+        assert not any(placement.worth_loading({None: 10}, 10) for _ in range(64)), "that much is on its way"
+
+    def test_a_load_that_is_not_worth_it_is_tried_now_and_then(self) -> None:
+        placement = Placement(Rate(1.0, measured=True))
+        placement.loaded(None, 10, 30.0)
+        worth = [placement.worth_loading({None: 10}, 0) for _ in range(64)]
+        assert sum(worth) == 4
+        assert not any(placement.worth_loading({None: 10}, 1) for _ in range(64))
+        for _ in range(2):
+            placement.loaded(None, 10, 3.0)
+        assert placement.worth_loading({None: 10}, 0), "a pause of the machine is forgiven soon"
 
 
 class TestLinks:

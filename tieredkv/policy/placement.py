@@ -24,6 +24,9 @@ USE_MEMORY: Final = 20_000.0
 PROBE_EVERY: Final = 16
 """Of the batches that are not worth it, so many lead to one that moves: else nothing would be learnt any more."""
 
+PROBE_WEIGHT: Final = 0.5
+"""Weight of a measurement when loads seem not worth it: a pause of the machine must not shut a tier for long."""
+
 
 @dataclass(slots=True)
 class Rate:
@@ -32,12 +35,12 @@ class Rate:
     value_s: float
     measured: bool = False
 
-    def add(self, units: float, seconds: float) -> None:
+    def add(self, units: float, seconds: float, weight: float = SMOOTHING) -> None:
         """`units` took `seconds` in all."""
         if units <= 0 or seconds < 0:
             return
         each_s = seconds / units
-        self.value_s = self.value_s + SMOOTHING * (each_s - self.value_s) if self.measured else each_s
+        self.value_s = self.value_s + weight * (each_s - self.value_s) if self.measured else each_s
         self.measured = True
 
 
@@ -57,6 +60,7 @@ class Placement:
     _demoted: float = USE_PRIOR
     _used: float = USE_PRIOR
     _unworthy: int = 0
+    _unworthy_loads: int = 0
 
     @property
     def saving_s(self) -> float:
@@ -76,11 +80,19 @@ class Placement:
         return self._unworthy % PROBE_EVERY == 0
 
     def worth_loading(self, chunks: Mapping[Source, int], backlog_chunks: int) -> bool:
-        """Whether these (chunks by source), behind what is on its way, are loaded sooner than computed again."""
+        """Whether these (chunks by source), behind what is on its way, are loaded sooner than computed again.
+
+        Also now and then when nothing is on its way and they are not: see PROBE_EVERY.
+        """
         count = sum(chunks.values())
         slowest_s = max(self.rate(source).value_s for source in chunks)
         loading_s = sum(number * self.rate(source).value_s for source, number in chunks.items())
-        return loading_s + backlog_chunks * slowest_s < count * self.recompute.value_s
+        if loading_s + backlog_chunks * slowest_s < count * self.recompute.value_s:
+            return True
+        if backlog_chunks:
+            return False
+        self._unworthy_loads += 1
+        return self._unworthy_loads % PROBE_EVERY == 0
 
     def rate(self, source: Source) -> Rate:
         """Seconds per chunk from there. Of a node that nothing came from yet: those of the slowest known."""
@@ -113,7 +125,8 @@ class Placement:
 
     def loaded(self, source: Source, chunks: int, seconds: float) -> None:
         """The mover loaded so many chunks from there in that time."""
-        self.rate(source).add(chunks, seconds)
+        rate = self.rate(source)
+        rate.add(chunks, seconds, SMOOTHING if rate.value_s < self.recompute.value_s else PROBE_WEIGHT)
         if source is None:
             self._used += chunks
 

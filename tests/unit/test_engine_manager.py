@@ -1,15 +1,17 @@
 """The scheduler's side against a sidecar that answers late, wrongly, partly or not at all."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.unit.scripted_sidecar import EPOCH, ScriptedSidecar, scripted_sidecar
-from tieredkv.clock import ManualClock
+from tieredkv.clock import ManualClock, SystemClock
 from tieredkv.metrics import HINTS
 from tieredkv.protocol import (
     FRAME_BYTES_MAX,
@@ -264,6 +266,35 @@ def test_events_tell_that_all_is_gone(bench: Bench, how: str) -> None:
     bench.sidecar.say(Evicted(0, asked.block_hashes))
     bench.manager.poll()
     assert len(list(bench.manager.take_events())) == (how == "the same pool"), "and once only"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_attaching_waits_a_while_for_slots_to_store_in(answers: bool) -> None:
+    with scripted_sidecar() as sidecar:
+        clock = SystemClock()
+        manager = TieredKVManager(
+            GEOMETRY,
+            ManagerSettings(DEADLINE_S, 8, CHUNK, (0,)),
+            lambda: Hello(1, 1, "scheduler", "engine"),
+            lambda handlers: EngineClient(lambda: sidecar.path, handlers, clock),
+            EngineLedger(),
+            clock,
+        )
+
+        def serve() -> None:
+            sidecar.accept()
+            sidecar.welcome()
+            while not any(isinstance(message, Lease) for message in sidecar.heard()):
+                time.sleep(0.001)
+            if answers:
+                sidecar.lease([10, 11])
+
+        thread = Thread(target=serve)
+        thread.start()
+        assert manager.attach(5.0 if answers else 0.3), "no answer to a lease is no reason to go without"
+        assert manager.slots_ready == (2 if answers else 0)
+        thread.join()
+        manager.shutdown()
 
 
 @pytest.mark.parametrize(("slots", "leases"), [(4000, 64), (400, 50), (40, 16), (0, 16)])

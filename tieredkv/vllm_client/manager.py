@@ -60,6 +60,7 @@ MISS: Final = LookupResult.MISS
 HIT: Final = LookupResult.HIT
 RETRY: Final = LookupResult.RETRY
 HOST: Final = host_source()
+ATTACH_POLL_S: Final = 0.02
 REFRESH_AFTER_S: Final = 1.0
 LOAD_WAIT_MAX_S: Final = 60.0
 """No sidecar makes a request wait for longer."""
@@ -141,8 +142,13 @@ class TieredKVManager(OffloadingManager):
         return self._client
 
     def attach(self, deadline_s: float) -> bool:
-        """Wait for the sidecar, at the engine's start only."""
-        return self._client.attach(deadline_s)
+        """Wait for the sidecar, and for slots to store the first prompts in; at the engine's start only."""
+        until_s = self._clock.now_s() + deadline_s
+        attached = self._client.attach(deadline_s)
+        while self._client.enabled and self._reserve.asked and self._clock.now_s() < until_s:
+            self._client.wait_readable(ATTACH_POLL_S)
+            self.poll()
+        return attached
 
     @guarded(lambda: None)
     def enqueue(self, request: PrefixRequest) -> None:

@@ -31,6 +31,11 @@ class SlotReserve:
     def __len__(self) -> int:
         return len(self._slots) - self._next
 
+    @property
+    def asked(self) -> bool:
+        """An answer to a lease is due."""
+        return self._asked
+
     def add(self, slots: npt.NDArray[np.int32], generations: npt.NDArray[np.uint64], now_s: float) -> None:
         """An answer to a lease: perhaps fewer slots than asked, then the next question waits a little."""
         self._slots = np.concatenate([self._slots[self._next :], slots])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.engines import LOOKUP_DEADLINE_S, ask, engine, prompts
+from tests.e2e.engines import PATIENT_ENVIRON, ask, engine, prompts
 from tests.e2e.sidecars import Sidecar
 from tieredkv.demo.metrics_reading import PromptTokens, read_prompt_tokens
 from tieredkv.demo.model import make_llama
@@ -65,8 +65,8 @@ def _server(role: str, model: Path, folder: Path, sidecar: Sidecar, guard: Guard
             "TIEREDKV_SOCKET": str(sidecar.socket),
             "TIEREDKV_ENGINE_SIDECAR": "external",
             "TIEREDKV_ENGINE_CHUNK_TOKENS": str(CHUNK_TOKENS),
-            "TIEREDKV_ENGINE_LOOKUP_DEADLINE": f"{LOOKUP_DEADLINE_S:g}s",
-        },
+        }
+        | PATIENT_ENVIRON,
         log=folder / f"{role}.log",
         guard=guard,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.ask_process import ask_in_process
-from tests.e2e.engines import LOOKUP_DEADLINE_S, ask, assert_same, engine, prompts, transfer_config
+from tests.e2e.engines import PATIENT_ENVIRON, ask, assert_same, engine, prompts, transfer_config
 from tests.e2e.sidecars import Sidecar, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -17,7 +17,7 @@ def test_a_private_sidecar_comes_and_goes_with_the_engine(llama: Path) -> None:
     questions = prompts(3, 617, seed=12)
     with tempfile.TemporaryDirectory(prefix="tkv-", dir="/tmp") as folder:
         environ = {"XDG_RUNTIME_DIR": folder, "TIEREDKV_WARM_SIZE": "64MiB", "TIEREDKV_ENGINE_SIDECAR": "private"}
-        environ |= {"TIEREDKV_ENGINE_LOOKUP_DEADLINE": f"{LOOKUP_DEADLINE_S:g}s"}
+        environ |= PATIENT_ENVIRON
         # Three prompts that do not fit the GPU together, twice over.
         options = {"num_gpu_blocks_override": 40, "max_model_len": 1024}
         said = ask_in_process(llama, questions * 2, transfer_config(), environ=environ, **options)

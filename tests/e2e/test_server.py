@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.engines import LOOKUP_DEADLINE_S, prompts
+from tests.e2e.engines import PATIENT_ENVIRON, prompts
 from tests.e2e.sidecars import Sidecar
 from tieredkv.demo.metrics_reading import read_prompt_tokens
 from tieredkv.demo.model import make_llama
@@ -35,9 +35,8 @@ def test_completions_are_equal_with_one_flag(tmp_path: Path, sidecar: Sidecar) -
         "TIEREDKV_SOCKET": str(sidecar.socket),
         "TIEREDKV_ENGINE_SIDECAR": "external",
         "TIEREDKV_ENGINE_CHUNK_TOKENS": "64",
-        "TIEREDKV_ENGINE_LOOKUP_DEADLINE": f"{LOOKUP_DEADLINE_S:g}s",
     }
-    with _server(tmp_path, model, ["--kv-transfer-config", CONNECTOR_FLAG], environ) as ours:
+    with _server(tmp_path, model, ["--kv-transfer-config", CONNECTOR_FLAG], environ | PATIENT_ENVIRON) as ours:
         answers = [_complete(ours, question) for question in questions]
         text = ours.metrics_text()
     for mine, theirs in zip(answers, reference, strict=True):

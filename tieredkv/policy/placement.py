@@ -45,6 +45,18 @@ class Rate:
 
 
 @dataclass(slots=True)
+class Probes:
+    """Which of the batches that are not worth it move all the same."""
+
+    refused: int = 0
+
+    def due(self) -> bool:
+        """Whether this one does; asked once of each."""
+        self.refused += 1
+        return self.refused % PROBE_EVERY == 0
+
+
+@dataclass(slots=True)
 class Placement:
     """Costs of one node. Rates are seconds per chunk.
 
@@ -59,8 +71,8 @@ class Placement:
     background_weight: float = 0.1
     _demoted: float = USE_PRIOR
     _used: float = USE_PRIOR
-    _unworthy: int = 0
-    _unworthy_loads: int = 0
+    _demotion_probes: Probes = field(default_factory=Probes)
+    _load_probes: Probes = field(default_factory=Probes)
 
     @property
     def saving_s(self) -> float:
@@ -74,10 +86,8 @@ class Placement:
 
     def worth_demoting(self) -> bool:
         """Whether victims of warm should be written to cold rather than dropped."""
-        if self.use_probability * self.saving_s > self.background_weight * self.demote.value_s:
-            return True
-        self._unworthy += 1
-        return self._unworthy % PROBE_EVERY == 0
+        worth = self.use_probability * self.saving_s > self.background_weight * self.demote.value_s
+        return worth or self._demotion_probes.due()
 
     def worth_loading(self, chunks: Mapping[Source, int], backlog_chunks: int) -> bool:
         """Whether these (chunks by source), behind what is on its way, are loaded sooner than computed again.
@@ -87,12 +97,8 @@ class Placement:
         count = sum(chunks.values())
         slowest_s = max(self.rate(source).value_s for source in chunks)
         loading_s = sum(number * self.rate(source).value_s for source, number in chunks.items())
-        if loading_s + backlog_chunks * slowest_s < count * self.recompute.value_s:
-            return True
-        if backlog_chunks:
-            return False
-        self._unworthy_loads += 1
-        return self._unworthy_loads % PROBE_EVERY == 0
+        worth = loading_s + backlog_chunks * slowest_s < count * self.recompute.value_s
+        return worth or (not backlog_chunks and self._load_probes.due())
 
     def rate(self, source: Source) -> Rate:
         """Seconds per chunk from there. Of a node that nothing came from yet: those of the slowest known."""

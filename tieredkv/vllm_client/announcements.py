@@ -8,12 +8,16 @@ from tieredkv.vllm_client.compat import Medium, OffloadingEvent, OffloadKey
 class Announcements:
     """Names of chunks are vLLM's keys. Who did not hear that a chunk was stored does not hear that it is gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, wanted: bool) -> None:
+        """Unless `wanted`, nothing is announced, and so nothing is ever gone."""
+        self._wanted = wanted
         self._announced: set[OffloadKey] = set()
         self._events: list[OffloadingEvent] = []
 
     def stored(self, keys: list[OffloadKey]) -> None:
         """These were published."""
+        if not self._wanted:
+            return
         self._announced.update(keys)
         self._events.append(OffloadingEvent(keys=keys, medium=Medium.CPU, removed=False))
 

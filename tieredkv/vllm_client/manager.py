@@ -115,7 +115,7 @@ class TieredKVManager(OffloadingManager):
         self._pending: dict[str, RequestState] = {}
         self._stores = StoreBook(geometry.chain_tokens, self._suffixes)
         self._reserve = SlotReserve(settings.lease_chunks, settings.lease_share_max)
-        self._announcements = Announcements() if settings.wants_events else None
+        self._announcements = Announcements(wanted=settings.wants_events)
         self._epoch = 0
         self._suspect = False
         self._seq = 0
@@ -265,7 +265,7 @@ class TieredKVManager(OffloadingManager):
         return replace(hello, held_epoch=self._epoch, held_slots=held.tobytes())
 
     def _enabled(self, epoch: int, slots: int) -> None:
-        if epoch != self._epoch and self._announcements is not None:
+        if epoch != self._epoch:
             self._announcements.all_gone()
         self._epoch = epoch
         self._reserve.fit(slots)
@@ -328,9 +328,8 @@ class TieredKVManager(OffloadingManager):
         self._reserve.add(slots, np.frombuffer(leased.generations, dtype="<u8"), self._clock.now_s())
 
     def _evicted(self, evicted: Evicted) -> None:
-        if self._announcements is not None:
-            suffix = self._suffixes[evicted.group]
-            self._announcements.gone(OffloadKey(key + suffix) for key in evicted.keys)
+        suffix = self._suffixes[evicted.group]
+        self._announcements.gone(OffloadKey(key + suffix) for key in evicted.keys)
 
     def _pool_state(self, state: PoolState) -> None:
         self._reports.answered(state)
@@ -460,8 +459,7 @@ class TieredKVManager(OffloadingManager):
             return
         for message in batch.messages():
             self._client.send(message)
-        if self._announcements is not None:
-            self._announcements.stored(batch.keys)
+        self._announcements.stored(batch.keys)
 
     # --- the rest of a request's life --------------------------------------------------------------
 
@@ -538,7 +536,7 @@ class TieredKVManager(OffloadingManager):
 
     def take_events(self) -> Iterable[OffloadingEvent]:
         """Chunks published or gone since the last call."""
-        return self._announcements.take() if self._announcements is not None else ()
+        return self._announcements.take()
 
     def has_pending_work(self) -> bool:
         """Keep the engine stepping while a message waits for room in the socket."""
@@ -560,8 +558,7 @@ class TieredKVManager(OffloadingManager):
         self._reserve.clear()
         self._client.send(Return(slots.astype("<i4").tobytes()))
         self._unsaid = [(batch, False) for batch, _ in self._unsaid]
-        if self._announcements is not None:
-            self._announcements.all_gone()
+        self._announcements.all_gone()
         self._reports.reset()
         self._top_up()
 

@@ -15,7 +15,7 @@ class SlotReserve:
 
     def __init__(self, wanted: int, share_max: float = 1.0) -> None:
         """`wanted` is how many slots to hold ready, `share_max` what part of a pool at most (see `fit`)."""
-        self.target = wanted
+        self._target = wanted
         self._wanted = wanted
         self._share_max = share_max
         self._slots: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
@@ -26,7 +26,7 @@ class SlotReserve:
 
     def fit(self, slots: int) -> None:
         """The pool has so many slots: what is held empty in a small one is missing there."""
-        self.target = min(self._wanted, max(LEASE_CHUNKS_MIN, int(slots * self._share_max)))
+        self._target = min(self._wanted, max(LEASE_CHUNKS_MIN, int(slots * self._share_max)))
 
     def __len__(self) -> int:
         return len(self._slots) - self._next
@@ -42,7 +42,7 @@ class SlotReserve:
         self._generations = np.concatenate([self._generations[self._next :], generations])
         self._next = 0
         self._asked = False
-        self._ask_after_s = now_s if len(self) >= self.target // 2 else now_s + ASK_AGAIN_S
+        self._ask_after_s = now_s if len(self) >= self._target // 2 else now_s + ASK_AGAIN_S
 
     def take(self, count: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
         """Up to `count` slots and their generations."""
@@ -52,8 +52,8 @@ class SlotReserve:
 
     def wanted(self, now_s: float) -> int:
         """How many slots to ask for now: 0 while an answer is due or the reserve is well filled."""
-        missing = self.target - len(self)
-        if self._asked or now_s < self._ask_after_s or missing * 4 < self.target or missing <= 0:
+        missing = self._target - len(self)
+        if self._asked or now_s < self._ask_after_s or missing * 4 < self._target or missing <= 0:
             return 0
         self._asked = True
         return missing
